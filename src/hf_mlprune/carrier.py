@@ -1,0 +1,169 @@
+"""How the distillation loss reaches the gradients of a training script that is not ours.
+
+It rides on ``outputs.loss``: its value stays the task loss, its gradient is that of the whole
+objective. The pruning penalty needs no carrier (see `masked`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from .config import PruningConfig
+from .distill import Teacher, distillation_loss
+
+
+@dataclass
+class Distiller:
+    """Hooks of one model that add a teacher's loss to the loss it returns in training mode.
+
+    Attributes:
+        model: the student.
+        teacher: whose outputs are matched; may be replaced between steps.
+        config: the weights.
+        autocast_dtype: dtype of the autocast that the script runs the student under, if any.
+        loss_sum: sum of the distillation losses since it was last read.
+        loss_count: how many those are.
+    """
+
+    model: PreTrainedModel
+    teacher: Teacher
+    config: PruningConfig
+    autocast_dtype: torch.dtype | None = None
+    loss_sum: Tensor | float = 0.0
+    loss_count: int = 0
+    _handles: list[RemovableHandle] = field(default_factory=list)
+    _items: Any = None
+    _carried: int = 0
+    _arrived: int = 0
+    _attention: str | None = None
+
+    def install(self) -> None:
+        """Hang the hooks in; with an attention term, switch both models to eager attention."""
+        if self.config.attention_weight:
+            self._attention = self.model.config._attn_implementation
+            self.model.set_attn_implementation("eager")
+            self.teacher.model.set_attn_implementation("eager")
+        self._handles = [
+            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks out and restore the student's attention."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._attention is not None:
+            self.model.set_attn_implementation(self._attention)
+            self._attention = None
+
+    def set_teacher(self, teacher: Teacher) -> None:
+        """Go on with another teacher."""
+        if self._attention is not None:
+            teacher.model.set_attn_implementation("eager")
+        self.teacher = teacher
+
+    def take_mean_loss(self) -> float | None:
+        """Mean distillation loss since the last call; ``None`` if there was no training step."""
+        if not self.loss_count:
+            return None
+        mean = float(self.loss_sum) / self.loss_count
+        self.loss_sum, self.loss_count = 0.0, 0
+        return mean
+
+    def check_arrived(self) -> None:
+        """Call after backward: every loss that was handed out must have been differentiated.
+
+        Raises:
+            RuntimeError: the script computes its loss from something else than ``outputs.loss``.
+        """
+        carried, arrived = self._carried, self._arrived
+        self._carried = self._arrived = 0
+        if arrived < carried:
+            raise RuntimeError(
+                f"distillation: {carried - arrived} of {carried} losses did not reach the gradients: "
+                "the training script does not use the loss that the model returns (a `compute_loss` "
+                "of its own, say); use `outputs.loss`, or train without a teacher"
+            )
+
+    def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not module.training:
+            return None
+        kwargs = dict(kwargs)
+        # Without it the model returns a mean over this micro-batch; `_after` weights it by the
+        # micro-batch's share of items. Most heads ignore it, so that stock runs that accumulate
+        # get gradients too large by the number of micro-batches (transformers issue 47688).
+        self._items = kwargs.pop("num_items_in_batch", None)
+        kwargs["return_dict"] = True
+        if self.config.hidden_weight:
+            kwargs["output_hidden_states"] = True
+        if self.config.attention_weight:
+            kwargs["output_attentions"] = True
+        return args, kwargs
+
+    def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
+        if not module.training:
+            return None
+        if out.get("loss") is None:
+            raise RuntimeError(
+                "distillation: the model got no labels and returned no loss, because the training "
+                "script computes the loss itself (label smoothing, `compute_loss_func`); let the "
+                "model compute it, or train without a teacher"
+            )
+        aux = self._distillation(args, kwargs, out)
+        self.loss_sum = self.loss_sum + aux.detach()
+        self.loss_count += 1
+        weight, task = self._share(kwargs, out["loss"])
+        alpha = self.config.task_weight
+        objective = alpha * task + (1 - alpha) * aux
+        # Its gradient is the objective's, its value the task loss.
+        carried = weight * (objective + (task - objective).detach())
+        if carried.requires_grad:
+            self._carried += 1
+            carried.register_hook(self._note_arrival)  # type: ignore[no-untyped-call]
+        out["loss"] = carried
+        return out
+
+    def _note_arrival(self, gradient: Tensor) -> None:
+        self._arrived += 1
+
+    def _distillation(self, args: Any, kwargs: dict[str, Any], out: Any) -> Tensor:
+        inputs = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in ("labels", "start_positions", "end_positions")
+        }
+        device = self.model.device.type
+        # Forward hooks run outside the autocast that accelerate wraps around the model's forward.
+        with (
+            torch.no_grad(),
+            torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None),
+        ):
+            teacher_out = self.teacher.model(*args, **inputs)
+        mask = kwargs.get("attention_mask")
+        return distillation_loss(
+            out,
+            teacher_out,
+            self.teacher,
+            self.config,
+            # Multiple choice flattens its choices before the encoder.
+            attention_mask=mask.flatten(0, -2) if mask is not None else None,
+            problem_type=getattr(self.model.config, "problem_type", None),
+        )
+
+    def _share(self, kwargs: dict[str, Any], task: Tensor) -> tuple[Tensor | float, Tensor]:
+        """This micro-batch's share of the items of an optimizer step, and its mean task loss."""
+        labels = kwargs.get("labels")
+        if self._items is None or labels is None:
+            return 1.0, task
+        items = labels.ne(-100).sum()
+        if int(items) == 0:
+            # A mean over no items is NaN.
+            task = torch.nan_to_num(task)
+        return items / self._items, task

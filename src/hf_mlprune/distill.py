@@ -1,0 +1,264 @@
+"""Distillation: the losses between student and teacher outputs, and the checks on a teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from .anatomy import anatomy
+from .config import PruningConfig
+from .prunable import kinds_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model in evaluation mode, and the heads that it shares with the student.
+
+    Attributes:
+        model: the teacher, on the student's device.
+        student_heads: per layer, positions of the shared heads among the student's.
+        teacher_heads: the same heads' positions among the teacher's.
+    """
+
+    model: PreTrainedModel
+    student_heads: tuple[tuple[int, ...], ...]
+    teacher_heads: tuple[tuple[int, ...], ...]
+
+
+def load_teacher(source: str | PreTrainedModel, student: PreTrainedModel, config: PruningConfig) -> Teacher:
+    """Load a teacher, or take over a model, and check that it can teach this student.
+
+    Args:
+        source: a folder, a hub name, or a model (put into evaluation mode, gradients off).
+        student: the model to teach.
+        config: names the terms that are wanted.
+
+    Raises:
+        ValueError: other labels or vocabulary than the student's, or of another width or depth while
+            hidden-state or attention terms are wanted.
+        TypeError: the student is not of a stock class, so the name alone does not say what to load.
+    """
+    if isinstance(source, PreTrainedModel):
+        if source is student:
+            raise ValueError("teacher: expected another model than the one that is pruned")
+        model = source
+    else:
+        kinds = kinds_of(student)
+        if kinds is None:
+            raise TypeError(
+                f"teacher: {type(student).__name__} is not a stock class; load the teacher yourself "
+                "and pass the model"
+            )
+        auto = getattr(transformers, kinds.stock.__name__.replace("Bert", "AutoModel", 1), None)
+        auto = auto or transformers.AutoModel
+        model = auto.from_pretrained(source, dtype=student.dtype)
+    _check_labels(model, student)
+    heads = _shared_heads(model, student, config)
+    model.requires_grad_(False)
+    return Teacher(model.to(student.device).eval(), *heads)
+
+
+def _check_labels(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    for name in ("vocab_size", "num_labels"):
+        theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
+        if theirs != ours:
+            raise ValueError(f"teacher: expected {name}={ours} as in the student, got {theirs}")
+    labels = [model.config.id2label or {} for model in (teacher, student)]
+    named = [any(label != f"LABEL_{index}" for index, label in mapping.items()) for mapping in labels]
+    if all(named) and labels[0] != labels[1]:
+        raise ValueError(
+            f"teacher: expected the student's labels {labels[1]}, got {labels[0]}; give both the "
+            "same id2label"
+        )
+
+
+def _shared_heads(
+    teacher: PreTrainedModel, student: PreTrainedModel, config: PruningConfig
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    if not (config.hidden_weight or config.attention_weight):
+        return (), ()
+    try:
+        theirs, ours = anatomy(teacher), anatomy(student)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"teacher: hidden-state and attention terms need a teacher of the student's family "
+            f"({error}); for logits only set hidden_weight=0 and attention_weight=0"
+        ) from error
+    size = (theirs.sizes.hidden_size, len(theirs.layers))
+    expected = (ours.sizes.hidden_size, len(ours.layers))
+    heads = (theirs.sizes.num_heads, ours.sizes.num_heads)
+    if size != expected or (config.attention_weight and heads[0] != heads[1]):
+        raise ValueError(
+            f"teacher: expected hidden size, layers and heads {(*expected, heads[1])} as in the "
+            f"student, got {(*size, heads[0])}; a teacher of another width or depth can teach by "
+            "its logits only: set hidden_weight=0 and attention_weight=0"
+        )
+    shared = [
+        sorted(set(a.structure.heads) & set(b.structure.heads))
+        for a, b in zip(theirs.layers, ours.layers, strict=True)
+    ]
+
+    def positions(layers: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(layer.structure.heads.index(head) for head in common)
+            for layer, common in zip(layers, shared, strict=True)
+        )
+
+    return positions(ours.layers), positions(theirs.layers)
+
+
+def distillation_loss(
+    student: Any,
+    teacher_out: Any,
+    teacher: Teacher,
+    config: PruningConfig,
+    *,
+    attention_mask: Tensor | None,
+    problem_type: str | None,
+) -> Tensor:
+    """``logits + hidden_weight · Σ MSE hidden + attention_weight · Σ MSE attention``.
+
+    The reference's distillation loss, except that padding takes no part. Scalar, fp32.
+
+    Args:
+        student: outputs of the student, with gradients.
+        teacher_out: outputs of the teacher for the same inputs.
+        teacher: whose outputs they are.
+        config: the weights.
+        attention_mask: ``(batch, tokens)``, 1 = real, or ``None``.
+        problem_type: ``config.problem_type`` of a sequence classifier.
+    """
+    loss = logits_loss(student, teacher_out, attention_mask, problem_type, config.distillation_temperature)
+    if config.hidden_weight:
+        loss = loss + config.hidden_weight * hidden_loss(
+            student.hidden_states, teacher_out.hidden_states, attention_mask
+        )
+    if config.attention_weight:
+        loss = loss + config.attention_weight * attention_loss(
+            student.attentions, teacher_out.attentions, teacher, attention_mask
+        )
+    return loss
+
+
+def logits_loss(
+    student: Any,
+    teacher: Any,
+    attention_mask: Tensor | None,
+    problem_type: str | None,
+    temperature: float,
+) -> Tensor:
+    """The logits term of each kind of head; 0 for a model without a head.
+
+    Classes and choices: KL divergence. Regression: mean squared error. Multi-label: Bernoulli KL.
+    Tokens: KL of the real tokens. Spans: mean KL of start and end over the real positions.
+    """
+    if "start_logits" in student:
+        return 0.5 * sum(
+            (
+                _span_loss(student[key], teacher[key], attention_mask, temperature)
+                for key in ("start_logits", "end_logits")
+            ),
+            start=torch.zeros((), device=student["start_logits"].device),
+        )
+    if "logits" not in student:
+        return torch.zeros((), device=student[0].device)
+    ours, theirs = student["logits"].float(), teacher["logits"].float()
+    if ours.dim() == 3:
+        if attention_mask is not None:
+            real = attention_mask.bool()
+            ours, theirs = ours[real], theirs[real]
+        return class_divergence(ours.flatten(0, -2), theirs.flatten(0, -2), temperature)
+    if problem_type == "regression":
+        return functional.mse_loss(ours, theirs)
+    if problem_type == "multi_label_classification":
+        return bernoulli_divergence(ours, theirs, temperature)
+    return class_divergence(ours, theirs, temperature)
+
+
+def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T² · KL(teacher / T || student / T)``, mean over the batch ``(batch, classes)``."""
+    return temperature**2 * functional.kl_div(
+        functional.log_softmax(student / temperature, dim=-1),
+        functional.log_softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def bernoulli_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T² ·`` KL of independent labels, summed over labels, mean over the batch."""
+    pair = [
+        torch.stack([functional.logsigmoid(-x / temperature), functional.logsigmoid(x / temperature)])
+        for x in (student, teacher)
+    ]
+    divergence = (pair[1].exp() * (pair[1] - pair[0])).sum()
+    return temperature**2 * divergence / len(student)
+
+
+def _span_loss(student: Tensor, teacher: Tensor, attention_mask: Tensor | None, temperature: float) -> Tensor:
+    if attention_mask is not None:
+        padding = ~attention_mask.bool()
+        # Finite, so that a masked position contributes 0 to the divergence and not 0 · inf.
+        student = student.float().masked_fill(padding, -1e4)
+        teacher = teacher.float().masked_fill(padding, -1e4)
+    return class_divergence(student, teacher, temperature)
+
+
+def hidden_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], attention_mask: Tensor | None
+) -> Tensor:
+    """``Σ_l MSE(H_s, H_t)`` over embeddings and layers, ``(batch, tokens, hidden)`` each."""
+    _check_layers("hidden states", student, teacher)
+    terms = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        error = (ours.float() - theirs.float()).square().mean(dim=-1)
+        terms.append(_mean_over_real(error, attention_mask))
+    return torch.stack(terms).sum()
+
+
+def attention_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    shared: Teacher,
+    attention_mask: Tensor | None,
+) -> Tensor:
+    """``Σ_l MSE(A_s, A_t)`` over the heads that both have, ``(batch, heads, tokens, tokens)``."""
+    # A layer without heads emits no attention weights at all.
+    ours_at = [heads for heads in shared.student_heads if heads]
+    theirs_at = [heads for heads in shared.teacher_heads if heads]
+    ours, theirs = list(student or ()), list(teacher or ())
+    if len(theirs) != len(theirs_at) or len(ours) < len(ours_at) or not ours:
+        raise ValueError(
+            f"attention term: expected attention weights of {len(ours_at)} layers from student and "
+            f"teacher, got {len(ours)} and {len(theirs)}: both need eager attention"
+        )
+    ours = [a for a, heads in zip(ours, shared.student_heads, strict=True) if heads]
+    terms = []
+    for a, b, a_heads, b_heads in zip(ours, theirs, ours_at, theirs_at, strict=True):
+        error = (a[:, list(a_heads)].float() - b[:, list(b_heads)].float()).square()
+        terms.append(_mean_over_real(error.mean(dim=(1, 3)), attention_mask))
+    return torch.stack(terms).sum()
+
+
+def _mean_over_real(error: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Mean of ``(batch, tokens)`` over real tokens."""
+    if attention_mask is None:
+        return error.mean()
+    real = attention_mask.to(error.dtype)
+    return (error * real).sum() / real.sum().clamp(min=1)
+
+
+def _check_layers(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    ours, theirs = len(student or ()), len(teacher or ())
+    if ours != theirs or not ours:
+        raise ValueError(f"{what}: expected as many from student and teacher, got {ours}, {theirs}")

@@ -1,0 +1,53 @@
+"""Atomic writes: the final name holds the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file under its final name only once it is complete.
+
+    Raises:
+        OSError: it could not be written; what was there before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under a temporary name, then give it its final one, replacing an old one.
+
+    Raises:
+        OSError: it could not be written; what was there before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
+    try:
+        write(partial)
+        if path.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f"{path.name}.old-", dir=path.parent))
+            path.replace(replaced)
+            partial.replace(path)
+            shutil.rmtree(replaced)
+        else:
+            partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

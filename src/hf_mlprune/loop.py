@@ -1,0 +1,294 @@
+"""The per-step calls of a pruning run; `PruningCallback` makes them, and so can a custom loop.
+
+start(model, max_steps)
+for step, batch in enumerate(batches, start=1):
+    model(**batch).loss.backward()
+    collect(model)                  # before optimizer.step()
+    optimizer.step(); optimizer.zero_grad()
+    advance(model, step)
+shrink(model)
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+from .anatomy import find_encoder
+from .budget import block_weights, structure_weights
+from .masked import STATE_NAME, MaskedLinear, PruningState
+from .methods import Method, make_method
+from .methods.base import Moment, Press
+from .modeling.structure import LayerStructure
+from .schedule import Phase, Schedule, make_schedule
+from .stages import BlockStage, Stage, StructuredStage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What one `start` sets up; rebuilt from the model's buffers when a run is resumed.
+
+    Attributes:
+        schedule: phase boundaries.
+        method: how worth is learned.
+        step: completed optimizer steps.
+        phase: present phase.
+        stage: gates that learn now, or ``None`` once all masks are final.
+        press: the method's last density target, λ and penalty.
+        density: present density.
+        moved_at: last step at which the density changed.
+    """
+
+    schedule: Schedule
+    method: Method
+    phase: Phase
+    stage: Stage | None
+    press: Press
+    density: float
+    moved_at: int
+    step: int
+    stall_reported: bool = False
+
+
+def pruning_state(model: nn.Module) -> PruningState:
+    """The state of a model whose masks are learned.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    state = getattr(find_encoder(model)[1], STATE_NAME, None)
+    if not isinstance(state, PruningState):
+        raise ValueError(
+            f"{type(model).__name__} has no masks: call `attach(model, config)` before training it"
+        )
+    return state
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether masks are being learned in this model."""
+    return isinstance(getattr(find_encoder(model)[1], STATE_NAME, None), PruningState)
+
+
+def masked_linears(model: nn.Module) -> list[MaskedLinear]:
+    """The linears with masks, in the order of the layers."""
+    return [module for module in model.modules() if isinstance(module, MaskedLinear)]
+
+
+def measure_density(model: nn.Module) -> float:
+    """Kept weights of the prunable linears / all of them in the dense model."""
+    state = pruning_state(model)
+    kept = 0
+    for linear in masked_linears(model):
+        gate = linear.masks.blocks
+        if gate is None:
+            rows, columns = linear.kept_shape()
+            kept += rows * columns
+        else:
+            costs = block_weights(linear.kept_shape(), linear.masks.block_shape).flatten()
+            kept += int(costs[gate.keep[: len(costs)].cpu()].sum())
+    return kept / total_weights(state)
+
+
+def total_weights(state: PruningState) -> int:
+    """Weights of the prunable linears of the dense model."""
+    full = structure_weights(LayerStructure.full(state.sizes), state.sizes)
+    return full * len(state.included())
+
+
+def current_run(state: PruningState) -> Run:
+    """The run that `start` set up.
+
+    Raises:
+        ValueError: `start` was not called.
+    """
+    run = state.run
+    if not isinstance(run, Run):
+        raise ValueError("the run has not begun: call `start(model, max_steps)` before the first step")
+    return run
+
+
+def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
+    """Begin a run, or take it up again after ``step`` completed steps.
+
+    Args:
+        model: a model with masks, its buffers as they were after that step.
+        max_steps: optimizer steps of the whole run, from 20 up.
+        step: completed optimizer steps.
+
+    Raises:
+        ValueError: the run is too short, the density cannot be reached, or the masks in the model
+            are not those of a run at this step.
+    """
+    state = pruning_state(model)
+    config = state.config
+    schedule = make_schedule(config, max_steps)
+    phase = schedule.phase(step)
+    expected = max(0, phase - Phase.STRUCTURED)
+    if not config.structured:
+        expected = max(expected, 1)
+        state.landed.clamp_(min=1)
+    landed = int(state.landed)
+    if landed != expected:
+        raise ValueError(
+            f"after {step} of {max_steps} steps {expected} of 2 pruning stages should be final, but "
+            f"the model's masks say {landed}: resume with the same number of steps and phase "
+            "fractions as before, and start a new run from a dense or pruned model"
+        )
+    density = measure_density(model)
+    if config.density > density + 1e-9:
+        raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {config.density}")
+    state.run = Run(schedule, make_method(config), phase, None, Press(1.0), density, step, step)
+    _enter(model, state, state.run, phase)
+    _check_reachable(state, state.run)
+
+
+def collect(model: nn.Module) -> None:
+    """Learn from the gradients of one optimizer step; call it after backward, before the update.
+
+    Raises:
+        RuntimeError: no gradient reached the masks since the last call.
+        FloatingPointError: a mask gradient is not finite.
+    """
+    state = pruning_state(model)
+    run = current_run(state)
+    if run.stage is None:
+        return
+    gradients = _take_gradients(run.stage)
+    moment = Moment(run.step, run.phase, run.schedule)
+    run.press = run.method.learn(run.stage, gradients, _target(state, run.phase), moment)
+
+
+def advance(model: nn.Module, step: int) -> None:
+    """Set the masks for the next step; call it after the update.
+
+    Masks of a stage become final, exactly within its target, with the last step of its phase, so
+    that an evaluation or a checkpoint right after it sees them.
+
+    Args:
+        model: a model with masks.
+        step: completed optimizer steps.
+    """
+    state = pruning_state(model)
+    run = current_run(state)
+    run.step = step
+    phase = run.schedule.phase(step)
+    if phase >= Phase.BLOCKS and int(state.landed) < 1:
+        _land(model, state, run, Phase.STRUCTURED)
+    if phase >= Phase.FINAL and int(state.landed) < 2:
+        _land(model, state, run, Phase.BLOCKS)
+    if phase is not run.phase:
+        _enter(model, state, run, phase)
+    elif run.stage is not None and phase is not Phase.WARMUP:
+        moment = Moment(step, phase, run.schedule)
+        masks = run.method.select(run.stage, _target(state, phase), moment)
+        _set_masks(run.stage, masks)
+    if run.stage is not None:
+        _watch(state, run, step)
+
+
+def _target(state: PruningState, phase: Phase) -> float:
+    """Density at the end of the stage that learns in a phase."""
+    config = state.config
+    structured = config.structured and phase <= Phase.STRUCTURED
+    return config.first_target() if structured else config.density
+
+
+def _stage(model: nn.Module, state: PruningState, phase: Phase) -> Stage | None:
+    if phase is Phase.FINAL:
+        return None
+    if phase <= Phase.STRUCTURED and state.config.structured:
+        return StructuredStage(state)
+    if not state.config.blocks:
+        return None
+    pairs = [
+        (linear.masks.blocks, linear) for linear in masked_linears(model) if linear.masks.blocks is not None
+    ]
+    for _, linear in pairs:
+        linear.masks.layout = linear.block_layout()
+    return BlockStage(state, pairs)
+
+
+def _enter(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None:
+    run.phase = phase
+    run.stage = _stage(model, state, phase)
+    learning = set(map(id, run.stage.gates)) if run.stage else set()
+    for gate in state.all_gates():
+        gate.learn(id(gate) in learning)
+    if phase is Phase.FINAL:
+        for linear in masked_linears(model):
+            linear.masks.layout = linear.block_layout() if linear.masks.blocks else None
+    run.density = measure_density(model)
+
+
+def _land(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None:
+    """Fix the masks of one stage at the largest density not above its target."""
+    wanted = state.config.structured if phase is Phase.STRUCTURED else state.config.blocks
+    if wanted:
+        stage = _stage(model, state, phase)
+        assert stage is not None
+        target = _target(state, phase)
+        if stage.density() > target or target < 1:
+            _set_masks(stage, stage.fit(run.method.priorities(stage), target, fill=True))
+    state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
+
+
+def _check_reachable(state: PruningState, run: Run) -> None:
+    """Refuse before the first step a density below what is always kept."""
+    if isinstance(run.stage, StructuredStage):
+        zeros = [torch.zeros(live) for live in run.stage.live]
+        run.stage.fit(zeros, state.config.first_target(), fill=False)
+
+
+def _set_masks(stage: Stage, masks: list[Tensor]) -> None:
+    for gate, keep in zip(stage.gates, masks, strict=True):
+        gate.set_keep(keep)
+
+
+def _take_gradients(stage: Stage) -> list[Tensor]:
+    found = [gate.mask.grad if gate.mask is not None else None for gate in stage.gates]
+    if stage.gates and all(gradient is None for gradient in found):
+        raise RuntimeError(
+            "no gradient reached the masks in this step: the loss does not come from this model's "
+            "forward pass in training mode, or `collect` was called before `loss.backward()`"
+        )
+    flat = torch.cat(
+        [
+            gate.scores.new_zeros(live) if gradient is None else gradient[:live]
+            for gate, gradient, live in zip(stage.gates, found, stage.live, strict=True)
+        ]
+    )
+    for gate in stage.gates:
+        if gate.mask is not None:
+            gate.mask.grad = None
+    if distributed.is_available() and distributed.is_initialized():
+        # The masks are no parameters, so DDP does not average their gradients.
+        distributed.all_reduce(flat)
+        flat /= distributed.get_world_size()
+    if not bool(flat.isfinite().all()):
+        raise FloatingPointError(
+            "the gradient of the masks is not finite: the loss has diverged; lower the learning rate"
+        )
+    return list(torch.split(flat, stage.live))
+
+
+def _watch(state: PruningState, run: Run, step: int) -> None:
+    assert run.stage is not None
+    density = run.stage.density()
+    if density != run.density:
+        run.density, run.moved_at, run.stall_reported = density, step, False
+    elif step - run.moved_at >= state.config.stall_steps and not run.stall_reported:
+        if run.phase is Phase.WARMUP:
+            run.moved_at = step
+            return
+        run.stall_reported = True
+        logger.warning(
+            "pruning: density has been %.4f for %d steps (target %.4f)",
+            density,
+            step - run.moved_at,
+            run.press.target,
+        )

@@ -1,0 +1,1 @@
+"""What a pruned checkpoint carries: torch, transformers and the standard library only."""

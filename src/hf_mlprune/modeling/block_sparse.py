@@ -1,0 +1,185 @@
+"""A matrix of which only some blocks are stored, and the linear layer over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .structure import grid_shape
+
+
+@dataclass(frozen=True)
+class BlockSparseMatrix:
+    """Block-compressed sparse row (BSR) matrix.
+
+    Attributes:
+        values: kept blocks, row by row, ``(blocks, block rows, block columns)``. Where a block
+            reaches over the matrix's edge, the part outside is ignored.
+        crow_indices: ``(grid rows + 1,)``; blocks of grid row ``r`` are
+            ``values[crow_indices[r]:crow_indices[r + 1]]``.
+        col_indices: grid column of each block, ``(blocks,)``, increasing within a grid row.
+        shape: ``(rows, columns)`` of the matrix.
+    """
+
+    values: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def from_dense(cls, dense: Tensor, keep: Tensor, block_shape: tuple[int, int]) -> BlockSparseMatrix:
+        """Take the kept blocks out of a dense matrix.
+
+        Args:
+            dense: ``(rows, columns)``.
+            keep: bool, ``(grid rows, grid columns)``; True = stays.
+            block_shape: ``(rows, columns)`` of a block.
+
+        Raises:
+            ValueError: ``keep`` does not have the shape of the grid.
+        """
+        rows, columns = dense.shape
+        grid = grid_shape((rows, columns), block_shape)
+        if tuple(keep.shape) != grid:
+            raise ValueError(f"keep: expected the grid shape {grid}, got {tuple(keep.shape)}")
+        padded = dense.new_zeros(grid[0] * block_shape[0], grid[1] * block_shape[1])
+        padded[:rows, :columns] = dense
+        blocks = padded.view(grid[0], block_shape[0], grid[1], block_shape[1]).transpose(1, 2)
+        kept_per_row = keep.sum(dim=1)
+        return cls(
+            values=blocks[keep].contiguous(),
+            crow_indices=functional.pad(kept_per_row.cumsum(0), (1, 0)).to(torch.int32),
+            col_indices=keep.nonzero()[:, 1].to(torch.int32),
+            shape=(rows, columns),
+        )
+
+    def validate(self) -> None:
+        """Check every index.
+
+        Raises:
+            ValueError: what was expected of which field, and what it holds.
+        """
+        blocks, *block_shape = self.values.shape
+        grid = grid_shape(self.shape, (block_shape[0], block_shape[1]))
+        crow, col = self.crow_indices.long().cpu(), self.col_indices.long().cpu()
+        if tuple(crow.shape) != (grid[0] + 1,):
+            raise ValueError(f"crow_indices: expected {grid[0] + 1} entries, got {len(crow)}")
+        if tuple(col.shape) != (blocks,):
+            raise ValueError(f"col_indices: expected {blocks} entries, got {len(col)}")
+        if crow[0] != 0 or crow[-1] != blocks or bool((crow.diff() < 0).any()):
+            raise ValueError(f"crow_indices: expected increasing values from 0 to {blocks}")
+        if blocks and not bool(((col >= 0) & (col < grid[1])).all()):
+            raise ValueError(f"col_indices: expected values from 0 to {grid[1] - 1}")
+        row = torch.repeat_interleave(torch.arange(grid[0]), crow.diff())
+        if bool(((row * grid[1] + col).diff() <= 0).any()):
+            raise ValueError("col_indices: expected increasing values within each grid row")
+
+    def to_dense(self) -> Tensor:
+        """The matrix with zeros for the blocks that are not stored, ``(rows, columns)``."""
+        block_shape = (self.values.shape[1], self.values.shape[2])
+        grid = grid_shape(self.shape, block_shape)
+        crow = self.crow_indices.long()
+        row = torch.repeat_interleave(torch.arange(grid[0], device=crow.device), crow.diff())
+        blocks = self.values.new_zeros(*grid, *block_shape)
+        blocks = blocks.index_put((row, self.col_indices.long()), self.values)
+        padded = blocks.transpose(1, 2).reshape(grid[0] * block_shape[0], grid[1] * block_shape[1])
+        return padded[: self.shape[0], : self.shape[1]]
+
+
+class BlockSparseLinear(nn.Module):
+    """``y = x W^T + b`` with a block-sparse W, multiplied as a dense matrix.
+
+    The blocks are stored under the key ``weight`` as a 3-D tensor, so that a stock model that is
+    pointed at the checkpoint raises a size mismatch instead of re-initialising the layer.
+
+    Args:
+        in_features: columns of W.
+        out_features: rows of W.
+        block_shape: ``(rows, columns)`` of a block.
+        blocks: number of stored blocks.
+        bias: whether there is a bias, ``(out_features,)``.
+        scatter: if given, ``(rows of W,)`` positions in an output of ``scatter_size`` features;
+            the other output features are zero.
+        scatter_size: see ``scatter``.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    row_indices: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        block_shape: tuple[int, int],
+        blocks: int,
+        *,
+        bias: bool = True,
+        scatter: Tensor | None = None,
+        scatter_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.block_shape = block_shape
+        self.scatter_size = scatter_size
+        grid = grid_shape((out_features, in_features), block_shape)
+        self.weight = nn.Parameter(torch.empty(blocks, *block_shape).normal_(std=0.02))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        # Some valid layout of this many blocks; a checkpoint or `set_matrix` brings the real one.
+        crow = (torch.arange(grid[0] + 1) * grid[1]).clamp(max=blocks)
+        col = torch.arange(blocks) % max(grid[1], 1)
+        self.register_buffer("crow_indices", crow.to(torch.int32))
+        self.register_buffer("col_indices", col.to(torch.int32))
+        self.register_buffer("row_indices", scatter)
+        self._dense: tuple[tuple[int, int, torch.dtype, torch.device], Tensor] | None = None
+
+    @torch.no_grad()
+    def set_matrix(self, matrix: BlockSparseMatrix) -> None:
+        """Take over a matrix of this layer's shape and number of blocks."""
+        self.weight.copy_(matrix.values)
+        self.crow_indices.copy_(matrix.crow_indices)
+        self.col_indices.copy_(matrix.col_indices)
+
+    def matrix(self) -> BlockSparseMatrix:
+        """The layer's weight as a matrix; shares the layer's memory."""
+        return BlockSparseMatrix(
+            self.weight, self.crow_indices, self.col_indices, (self.out_features, self.in_features)
+        )
+
+    def train(self, mode: bool = True) -> BlockSparseLinear:
+        """Also forgets the dense copy that inference keeps."""
+        self._dense = None
+        super().train(mode)
+        return self
+
+    def _dense_weight(self) -> Tensor:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.matrix().to_dense()
+        key = (self.weight._version, id(self.weight), self.weight.dtype, self.weight.device)
+        if self._dense is None or self._dense[0] != key:
+            self._dense = (key, self.matrix().to_dense())
+        return self._dense[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``, or ``(..., scatter_size)``."""
+        y = functional.linear(x, self._dense_weight(), self.bias)
+        if self.scatter_size is None:
+            return y
+        return scatter_rows(y, self.row_indices, self.scatter_size)
+
+    def extra_repr(self) -> str:
+        """Shapes, for ``print(model)``."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"block_shape={self.block_shape}, blocks={len(self.weight)}, "
+            f"bias={self.bias is not None}, scatter_size={self.scatter_size}"
+        )
+
+
+def scatter_rows(y: Tensor, row_indices: Tensor, size: int) -> Tensor:
+    """Write kept output features to their places among zeros: ``(..., rows)`` to ``(..., size)``."""
+    return y.new_zeros(*y.shape[:-1], size).index_copy(-1, row_indices, y)

@@ -1,0 +1,162 @@
+"""Stock encoder layers -> the small layers that a structure describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .block_sparse import BlockSparseLinear, scatter_rows
+from .structure import ROLES, LayerSizes, LayerStructure, Structure
+
+
+@dataclass(frozen=True)
+class LayerPaths:
+    """Where an encoder layer of one family keeps its parts, as paths from the layer."""
+
+    attention: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    fc1: str
+    fc2: str
+
+    def linear(self, layer: nn.Module, role: str) -> nn.Module:
+        """The module of one role."""
+        return layer.get_submodule(getattr(self, role))
+
+
+class RowScatterLinear(nn.Linear):
+    """A linear layer whose kept output features are written to their places among zeros.
+
+    Args:
+        in_features: columns of W.
+        row_indices: ``(rows of W,)`` int64, position of each row in the output.
+        scatter_size: number of output features.
+        bias: whether there is a bias, one entry per kept row.
+    """
+
+    row_indices: Tensor
+
+    def __init__(
+        self, in_features: int, row_indices: Tensor, scatter_size: int, *, bias: bool = True
+    ) -> None:
+        super().__init__(in_features, len(row_indices), bias=bias)
+        self.scatter_size = scatter_size
+        # Persistent: non-persistent buffers are lost when a model is built on the meta device.
+        self.register_buffer("row_indices", row_indices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., scatter_size)``."""
+        y = functional.linear(x, self.weight, self.bias)
+        return scatter_rows(y, self.row_indices, self.scatter_size)
+
+
+class NoHeads(nn.Module):
+    """Stands where the heads of a layer were: emits a context of width zero.
+
+    Not called anything with "Attention": transformers reads the source of a module's file and
+    takes a class of that name for a hand-written attention, which cannot be switched.
+    """
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+        """``(batch, tokens, hidden)`` to ``(batch, tokens, 0)`` and no attention weights."""
+        return hidden_states.new_zeros(*hidden_states.shape[:-1], 0), None
+
+
+def apply_structure(
+    layers: Iterable[nn.Module], structure: Structure, sizes: LayerSizes, paths: LayerPaths
+) -> None:
+    """Replace the linears of dense layers, in place, by ones of the kept shapes.
+
+    Values are not carried over: a checkpoint or ``shrink`` brings them. Layers and roles from which
+    nothing was removed stay as they are.
+    """
+    for layer, kept in zip(layers, structure.layers, strict=True):
+        for role in ROLES:
+            old = paths.linear(layer, role)
+            assert isinstance(old, nn.Linear)
+            same = kept.linear_shape(role, sizes) == (old.out_features, old.in_features)
+            if not same or role in kept.blocks:
+                new = build_linear(old, role, kept, sizes, structure.block_shape)
+                layer.set_submodule(getattr(paths, role), new)
+        set_heads(layer, kept, sizes, paths)
+
+
+def set_heads(layer: nn.Module, kept: LayerStructure, sizes: LayerSizes, paths: LayerPaths) -> None:
+    """Tell a layer's attention how many heads it has left."""
+    if not kept.heads:
+        layer.set_submodule(paths.attention, NoHeads())
+        return
+    attention: Any = layer.get_submodule(paths.attention)
+    attention.num_attention_heads = len(kept.heads)
+    attention.all_head_size = len(kept.heads) * sizes.head_size
+
+
+def build_linear(
+    old: nn.Linear,
+    role: str,
+    kept: LayerStructure,
+    sizes: LayerSizes,
+    block_shape: tuple[int, int] | None,
+) -> nn.Module:
+    """A linear of one role with the kept shape, on the device and of the dtype of the old one."""
+    rows, columns = kept.linear_shape(role, sizes)
+    bias = old.bias is not None
+    scatter = _scatter_indices(role, kept, sizes)
+    new: nn.Module
+    if role in kept.blocks:
+        assert block_shape is not None
+        new = BlockSparseLinear(
+            columns,
+            rows,
+            block_shape,
+            kept.blocks[role],
+            bias=bias,
+            scatter=scatter,
+            scatter_size=sizes.hidden_size if scatter is not None else None,
+        )
+    elif scatter is not None:
+        new = RowScatterLinear(columns, scatter, sizes.hidden_size, bias=bias)
+    else:
+        new = nn.Linear(columns, rows, bias=bias)
+    return new.to(old.weight.device, old.weight.dtype).train(old.training)
+
+
+def _scatter_indices(role: str, kept: LayerStructure, sizes: LayerSizes) -> Tensor | None:
+    if role not in ("attention_output", "fc2"):
+        return None
+    rows = kept.attention_output if role == "attention_output" else kept.fc2
+    return torch.tensor(rows, dtype=torch.int64) if len(rows) != sizes.hidden_size else None
+
+
+def check_loaded(
+    layers: Iterable[nn.Module], structure: Structure, sizes: LayerSizes, paths: LayerPaths
+) -> None:
+    """Check the index tensors that a checkpoint brought against its structure.
+
+    Raises:
+        ValueError: an index tensor is malformed, or is not the one the structure names.
+    """
+    for index, (layer, kept) in enumerate(zip(layers, structure.layers, strict=True)):
+        for role in ROLES:
+            if not kept.heads and role in ("query", "key", "value"):
+                continue
+            linear: Any = paths.linear(layer, role)
+            where = f"layer {index}, {role}"
+            if isinstance(linear, BlockSparseLinear):
+                try:
+                    linear.matrix().validate()
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}; the checkpoint is damaged") from None
+            expected = _scatter_indices(role, kept, sizes)
+            if expected is not None and not torch.equal(linear.row_indices.cpu(), expected):
+                raise ValueError(
+                    f"{where}: row_indices differ from the structure in config.json; "
+                    "config and weights are not of the same model"
+                )

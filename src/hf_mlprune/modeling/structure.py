@@ -1,0 +1,238 @@
+"""Which units of each layer are kept, as a pruned checkpoint stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT_VERSION = 1
+
+ROLES = ("query", "key", "value", "attention_output", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of one dense encoder layer: the ranges that kept indices are counted in.
+
+    Attributes:
+        hidden_size: D, width of the residual stream.
+        num_heads: H.
+        head_size: d; the attention width is ``A = H * d``.
+        ffn_size: F, outputs of FC1.
+    """
+
+    hidden_size: int
+    num_heads: int
+    head_size: int
+    ffn_size: int
+
+
+@dataclass(frozen=True)
+class LayerStructure:
+    """Kept units of one layer: sorted indices into the dense layer.
+
+    Attributes:
+        heads: kept heads, each in ``[0, H)``.
+        attention_output: kept rows of O, each in ``[0, D)``; the others are written as zeros.
+        fc1: kept rows of FC1, each in ``[0, F)``.
+        fc2: kept rows of FC2, each in ``[0, D)``; the others are written as zeros.
+        blocks: number of stored blocks per role; a role that is absent is stored dense.
+    """
+
+    heads: tuple[int, ...]
+    attention_output: tuple[int, ...]
+    fc1: tuple[int, ...]
+    fc2: tuple[int, ...]
+    blocks: Mapping[str, int]
+
+    @classmethod
+    def full(cls, sizes: LayerSizes) -> LayerStructure:
+        """The structure of a layer from which nothing was removed."""
+        return cls(
+            heads=tuple(range(sizes.num_heads)),
+            attention_output=tuple(range(sizes.hidden_size)),
+            fc1=tuple(range(sizes.ffn_size)),
+            fc2=tuple(range(sizes.hidden_size)),
+            blocks={},
+        )
+
+    def linear_shape(self, role: str, sizes: LayerSizes) -> tuple[int, int]:
+        """``(rows, columns)`` of the kept matrix of one role."""
+        width = len(self.heads) * sizes.head_size
+        return {
+            "query": (width, sizes.hidden_size),
+            "key": (width, sizes.hidden_size),
+            "value": (width, sizes.hidden_size),
+            "attention_output": (len(self.attention_output), width),
+            "fc1": (len(self.fc1), sizes.hidden_size),
+            "fc2": (len(self.fc2), len(self.fc1)),
+        }[role]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Kept units of every layer of an encoder, and the block layout.
+
+    Attributes:
+        layers: one entry per encoder layer.
+        block_shape: ``(rows, columns)`` of a block, or ``None`` if no matrix is stored as blocks.
+    """
+
+    layers: tuple[LayerStructure, ...]
+    block_shape: tuple[int, int] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: indices as ranges (``"0-3,7"``), with the format version."""
+        return {
+            "version": FORMAT_VERSION,
+            "block_shape": list(self.block_shape) if self.block_shape else None,
+            "layers": [
+                {
+                    "heads": format_ranges(layer.heads),
+                    "attention_output": format_ranges(layer.attention_output),
+                    "fc1": format_ranges(layer.fc1),
+                    "fc2": format_ranges(layer.fc2),
+                    "blocks": dict(layer.blocks),
+                }
+                for layer in self.layers
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, sizes: list[LayerSizes]) -> Structure:
+        """Read and check the JSON form.
+
+        Args:
+            data: what :meth:`to_dict` wrote.
+            sizes: sizes of the dense layers, one entry per layer.
+
+        Raises:
+            ValueError: the data is not a structure of these layers, or its format is newer.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"structure: expected an object, got {type(data).__name__}")
+        version = data.get("version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"structure: expected format version {FORMAT_VERSION}, got {version!r}; "
+                "a newer hf-mlprune wrote this checkpoint: upgrade with `pip install -U hf-mlprune`"
+            )
+        _expect_keys("structure", data, {"version", "block_shape", "layers"})
+        block_shape = _read_block_shape(data["block_shape"])
+        layers = data["layers"]
+        if not isinstance(layers, list) or len(layers) != len(sizes):
+            got = len(layers) if isinstance(layers, list) else type(layers).__name__
+            raise ValueError(f"structure: expected {len(sizes)} layers, got {got}")
+        return cls(
+            layers=tuple(
+                _read_layer(index, layer, size, block_shape)
+                for index, (layer, size) in enumerate(zip(layers, sizes, strict=True))
+            ),
+            block_shape=block_shape,
+        )
+
+
+def grid_shape(shape: tuple[int, int], block_shape: tuple[int, int]) -> tuple[int, int]:
+    """Number of block rows and block columns that cover a matrix; edge blocks may be partial."""
+    return -(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1])
+
+
+def format_ranges(indices: tuple[int, ...]) -> str:
+    """Sorted indices as text: ``(0, 1, 2, 3, 7)`` becomes ``"0-3,7"``."""
+    parts: list[str] = []
+    start = previous = None
+    for index in (*indices, None):
+        if previous is not None and index == previous + 1:
+            previous = index
+            continue
+        if start is not None:
+            parts.append(f"{start}" if start == previous else f"{start}-{previous}")
+        start = previous = index
+    return ",".join(parts)
+
+
+def parse_ranges(where: str, text: Any, limit: int) -> tuple[int, ...]:
+    """Inverse of :func:`format_ranges` for indices in ``[0, limit)``.
+
+    Raises:
+        ValueError: the text is malformed, or an index is repeated, unsorted or out of range.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: expected ranges such as '0-3,7', got {type(text).__name__}")
+    indices: list[int] = []
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        if not (first.isascii() and first.isdigit()) or (_ and not (last.isascii() and last.isdigit())):
+            raise ValueError(f"{where}: expected ranges such as '0-3,7', got {part[:40]!r}")
+        # Checked before expansion: an edited file may name an enormous range.
+        if len(first) > 9 or len(last) > 9 or int(last or first) >= limit:
+            raise ValueError(f"{where}: expected indices below {limit}, got {part[:40]!r}")
+        start, stop = int(first), int(last or first)
+        if stop < start or (indices and start <= indices[-1]):
+            raise ValueError(f"{where}: expected increasing indices, got {part[:40]!r}")
+        indices.extend(range(start, stop + 1))
+    return tuple(indices)
+
+
+def _read_layer(
+    index: int, data: Any, sizes: LayerSizes, block_shape: tuple[int, int] | None
+) -> LayerStructure:
+    where = f"structure: layer {index}"
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
+    _expect_keys(where, data, {"heads", "attention_output", "fc1", "fc2", "blocks"})
+    layer = LayerStructure(
+        heads=parse_ranges(f"{where}: heads", data["heads"], sizes.num_heads),
+        attention_output=parse_ranges(
+            f"{where}: attention_output", data["attention_output"], sizes.hidden_size
+        ),
+        fc1=parse_ranges(f"{where}: fc1", data["fc1"], sizes.ffn_size),
+        fc2=parse_ranges(f"{where}: fc2", data["fc2"], sizes.hidden_size),
+        blocks={},
+    )
+    return LayerStructure(
+        heads=layer.heads,
+        attention_output=layer.attention_output,
+        fc1=layer.fc1,
+        fc2=layer.fc2,
+        blocks=_read_blocks(where, data["blocks"], layer, sizes, block_shape),
+    )
+
+
+def _read_blocks(
+    where: str,
+    data: Any,
+    layer: LayerStructure,
+    sizes: LayerSizes,
+    block_shape: tuple[int, int] | None,
+) -> dict[str, int]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: blocks: expected an object, got {type(data).__name__}")
+    if data and block_shape is None:
+        raise ValueError(f"{where}: blocks are counted, but block_shape is null")
+    for role, count in data.items():
+        if role not in ROLES:
+            raise ValueError(f"{where}: blocks: expected one of {ROLES}, got {role!r}")
+        assert block_shape is not None
+        rows, columns = grid_shape(layer.linear_shape(role, sizes), block_shape)
+        if type(count) is not int or not 0 <= count <= rows * columns:
+            raise ValueError(f"{where}: blocks of {role}: expected 0 to {rows * columns}, got {count!r}")
+    return dict(data)
+
+
+def _read_block_shape(data: Any) -> tuple[int, int] | None:
+    if data is None:
+        return None
+    if (
+        not isinstance(data, list)
+        or len(data) != 2
+        or any(type(side) is not int or not 0 < side <= 4096 for side in data)
+    ):
+        raise ValueError(f"structure: expected block_shape [rows, columns], got {data!r}")
+    return data[0], data[1]
+
+
+def _expect_keys(where: str, data: Mapping[str, Any], keys: set[str]) -> None:
+    if set(data) != keys:
+        raise ValueError(f"{where}: expected the keys {sorted(keys)}, got {sorted(map(str, data))}")

@@ -1,0 +1,292 @@
+"""Config and models whose masks are learned; `attach` makes any stock BERT one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
+
+from .anatomy import anatomy
+from .config import PruningConfig
+from .masked import STATE_NAME, PruningState, insert_masks
+from .methods import make_method
+from .modeling import bert as pruned
+from .modeling.pruned import apply_structure
+
+logger = logging.getLogger(__name__)
+
+
+class PrunableBertConfig(BertConfig):
+    """Config of a BERT whose masks are being learned.
+
+    ``PrunableBertConfig.from_pretrained(name, density=0.2, ...)`` takes every setting of
+    :class:`~hf_mlprune.config.PruningConfig`.
+
+    Attributes:
+        pruning: JSON form of the settings.
+        structure: what an earlier run left, if a pruned model is pruned further.
+    """
+
+    model_type = "prunable_bert"
+
+    pruning: dict[str, Any] | None = None
+    structure: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Settings given by name become :attr:`pruning`; see ``PruningConfig.create`` for errors."""
+        names = {field.name for field in dataclasses.fields(PruningConfig)}
+        settings = {name: kwargs.pop(name) for name in names & set(kwargs)}
+        if settings:
+            self.pruning = PruningConfig.from_dict({**(self.pruning or {}), **settings}).to_dict()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; settings of a run given by name are checked and kept."""
+        names = {field.name for field in dataclasses.fields(PruningConfig)}
+        settings = {name: kwargs.pop(name) for name in names & set(kwargs)}
+        return super().from_dict({**config_dict, **settings}, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; a dense or pruned BERT's config is taken for one of this type."""
+        data, unused = super().get_config_dict(*args, **kwargs)
+        if data.get("model_type") in ("bert", "pruned_bert"):
+            data = {**data, "model_type": cls.model_type}
+            data.pop("auto_map", None)
+        return data, unused
+
+
+class PrunableBertMixin(PreTrainedModel):
+    """Builds the masks that the config asks for, and gives new ones their initial values."""
+
+    config: PrunableBertConfig
+    config_class = PrunableBertConfig
+    _keys_to_ignore_on_load_missing: ClassVar = [rf"(^|\.){STATE_NAME}\."]
+
+    def _insert_masks(self) -> None:
+        config = self.config
+        if config.pruning is None:
+            raise ValueError(
+                "the config names no density: use PrunableBertConfig.from_pretrained(name, density=0.2)"
+            )
+        encoder = self.base_model
+        if config.structure is not None:
+            config.structure = _without_blocks(config.structure)
+            apply_structure(
+                encoder.encoder.layer,
+                pruned.bert_structure(config),
+                pruned.bert_layer_sizes(config),
+                pruned.BERT_PATHS,
+            )
+        _new_masks(self, PruningConfig.from_dict(config.pruning))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, from a dense, prunable or row- and head-pruned checkpoint.
+
+        Raises:
+            ValueError: an encoder weight is missing or of another size, or only some masks are there.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        unloaded = pruned.unloaded_keys(info)
+        broken = sorted(key for key in unloaded if "encoder.layer." in key)
+        state = getattr(model.base_model, STATE_NAME)
+        names = {name for name, _ in model.named_buffers() if f"{STATE_NAME}." in name}
+        new = {name for name in unloaded if f"{STATE_NAME}." in name}
+        if broken or (new and new != names):
+            raise ValueError(
+                f"{cls.__name__}: expected every encoder weight, and all masks or none, in the "
+                f"checkpoint; missing or of another size: {(broken or sorted(new))[0]!r} and "
+                f"{len(broken or new) - 1} more"
+            )
+        if new:
+            reset_state(state)
+        return (model, info) if output_loading_info else model
+
+
+class PrunableBertModel(PrunableBertMixin, BertModel):
+    """:class:`~transformers.BertModel` with masks."""
+
+    def __init__(self, config: PrunableBertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        self._insert_masks()
+        self.post_init()
+
+
+class PrunableBertHeadMixin(PrunableBertMixin):
+    """A masked encoder under one of transformers' task heads."""
+
+    def __init__(self, config: PrunableBertConfig) -> None:
+        super().__init__(config)
+        self._insert_masks()
+        self.post_init()
+
+
+class PrunableBertForSequenceClassification(PrunableBertHeadMixin, BertForSequenceClassification):
+    """:class:`~transformers.BertForSequenceClassification` with masks."""
+
+
+class PrunableBertForTokenClassification(PrunableBertHeadMixin, BertForTokenClassification):
+    """:class:`~transformers.BertForTokenClassification` with masks."""
+
+
+class PrunableBertForQuestionAnswering(PrunableBertHeadMixin, BertForQuestionAnswering):
+    """:class:`~transformers.BertForQuestionAnswering` with masks."""
+
+
+class PrunableBertForMaskedLM(PrunableBertHeadMixin, BertForMaskedLM):
+    """:class:`~transformers.BertForMaskedLM` with masks."""
+
+
+class PrunableBertForMultipleChoice(PrunableBertHeadMixin, BertForMultipleChoice):
+    """:class:`~transformers.BertForMultipleChoice` with masks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """The three classes of one task head."""
+
+    stock: type[PreTrainedModel]
+    prunable: type[PreTrainedModel]
+    pruned: type[PreTrainedModel]
+
+
+KINDS = (
+    Kinds(BertModel, PrunableBertModel, pruned.PrunedBertModel),
+    *(
+        Kinds(stock, prunable, small)
+        for stock, prunable, small in (
+            (
+                BertForSequenceClassification,
+                PrunableBertForSequenceClassification,
+                pruned.PrunedBertForSequenceClassification,
+            ),
+            (
+                BertForTokenClassification,
+                PrunableBertForTokenClassification,
+                pruned.PrunedBertForTokenClassification,
+            ),
+            (
+                BertForQuestionAnswering,
+                PrunableBertForQuestionAnswering,
+                pruned.PrunedBertForQuestionAnswering,
+            ),
+            (BertForMaskedLM, PrunableBertForMaskedLM, pruned.PrunedBertForMaskedLM),
+            (
+                BertForMultipleChoice,
+                PrunableBertForMultipleChoice,
+                pruned.PrunedBertForMultipleChoice,
+            ),
+        )
+    ),
+)
+
+
+def kinds_of(model: nn.Module) -> Kinds | None:
+    """The classes of a model's task head; ``None`` for a class of the user's own."""
+    for kinds in KINDS:
+        if type(model) in (kinds.stock, kinds.prunable, kinds.pruned):
+            return kinds
+    return None
+
+
+def attach(model: nn.Module, config: PruningConfig) -> PruningState:
+    """Make a model prunable, in place: dense, or pruned before.
+
+    Stock classes become the ``PrunableBertFor...`` of the same head, so that checkpoints in the middle
+    of training load through the Auto classes. A class of the user's own keeps its class, and its
+    checkpoints load with that class only. Parameters stay the same objects.
+
+    Args:
+        model: a model with one encoder of a known family.
+        config: the settings.
+
+    Returns:
+        The run's state, a submodule of the encoder.
+
+    Raises:
+        TypeError: the model cannot be pruned (see :func:`~hf_mlprune.anatomy.anatomy`).
+        ValueError: masks are attached already, or a setting does not fit the model.
+    """
+    if any(isinstance(module, PruningState) for module in model.modules()):
+        raise ValueError("the model has masks already: attach once per run")
+    state = _new_masks(model, config)
+    encoder = anatomy_encoder(model)
+    old = encoder.config
+    new = PrunableBertConfig.from_dict({**plain_config(old), "pruning": config.to_dict()})
+    new.structure = _without_blocks(old.structure) if hasattr(old, "structure") else None
+    kinds = kinds_of(model)
+    if kinds is None:
+        logger.warning(
+            "%s is not a stock class: it keeps its class, and its checkpoints load with that class "
+            "only, not through the Auto classes",
+            type(model).__name__,
+        )
+    swap_class(model, old, new, kinds.prunable if kinds else None)
+    return state
+
+
+def anatomy_encoder(model: nn.Module) -> PreTrainedModel:
+    """The encoder inside a model."""
+    return anatomy(model).encoder
+
+
+def swap_class(
+    model: nn.Module, old: BertConfig, new: BertConfig, model_class: type[PreTrainedModel] | None
+) -> None:
+    """Give a model, in place, another config in all modules that share it, and another class."""
+    new._attn_implementation = old._attn_implementation
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new
+    if model_class is not None:
+        # Building the class once lets transformers learn which outputs it can record.
+        with torch.device("meta"):
+            model_class(new)
+        model.__class__ = model_class
+
+
+def reset_state(state: PruningState) -> None:
+    """Give all masks and what they learn from their initial values."""
+    method = make_method(state.config)
+    for gate in state.all_gates():
+        method.reset(gate)
+    state.landed.zero_()
+
+
+def _new_masks(model: nn.Module, config: PruningConfig) -> PruningState:
+    method = make_method(config)
+    state = insert_masks(anatomy(model), config, mask_queries_and_keys=method.mask_queries_and_keys)
+    for gate in state.all_gates():
+        method.prepare(gate)
+    return state
+
+
+def plain_config(config: BertConfig) -> dict[str, Any]:
+    """The fields that a config shares with the stock one of its family."""
+    data: dict[str, Any] = config.to_dict()
+    for key in ("model_type", "auto_map", "structure", "pruning"):
+        data.pop(key, None)
+    return data
+
+
+def _without_blocks(structure: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A structure whose matrices are stored dense, as they are while masks are learned."""
+    if structure is None:
+        return None
+    layers = [{**layer, "blocks": {}} for layer in structure["layers"]]
+    return {**structure, "block_shape": None, "layers": layers}

@@ -1,0 +1,296 @@
+"""Report: what a model has left, per layer and level, and what that is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedModel
+
+from .anatomy import Anatomy, anatomy
+from .budget import attention_multiply_adds, block_weights, structure_weights
+from .masked import STATE_NAME, MaskedLinear, PruningState
+from .modeling.block_sparse import BlockSparseLinear
+from .modeling.structure import ROLES, LayerStructure, grid_shape
+from .prunable import kinds_of, plain_config
+from .shrinking import ShrinkReport
+from .timing import interleave
+
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: kept of all, per level.
+
+    Attributes:
+        heads: kept heads, all heads.
+        attention_output: kept rows of O, all.
+        fc1: kept rows of FC1, all.
+        fc2: kept rows of FC2, all.
+        blocks: kept blocks of what heads and rows left, all of those; equal if none was removed.
+        weights: kept weights of the six linears, all.
+    """
+
+    heads: tuple[int, int]
+    attention_output: tuple[int, int]
+    fc1: tuple[int, int]
+    fc2: tuple[int, int]
+    blocks: tuple[int, int]
+    weights: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass, dense and pruned in turn.
+
+    Attributes:
+        batch: sequences.
+        length: tokens per sequence.
+        threads: torch threads.
+        device: processor or GPU.
+        dense_seconds: median of the stock model with these sizes.
+        pruned_seconds: median of the pruned model.
+        speedup: median over rounds of dense / pruned.
+        rounds: rounds counted.
+    """
+
+    batch: int
+    length: int
+    threads: int
+    device: str
+    dense_seconds: float
+    pruned_seconds: float
+    speedup: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model has left. See :func:`report`.
+
+    Attributes:
+        density: kept weights of the encoder's linears / all of them, excluded layers included.
+        parameters: parameters of the model, of the dense model.
+        embedding_parameters: parameters of its embeddings, which are not pruned.
+        multiply_adds: of the encoder for one sequence of ``multiply_adds_length`` tokens: now, dense.
+        multiply_adds_length: tokens.
+        layers: one entry per layer.
+        max_difference: largest difference between masked and shrunk outputs, if it was shrunk here.
+        difference_allowed: the bound it was held to.
+        compared_on: real batches it was measured on.
+        latency: measured times, if any.
+    """
+
+    density: float
+    parameters: tuple[int, int]
+    embedding_parameters: int
+    multiply_adds: tuple[int, int]
+    multiply_adds_length: int
+    layers: tuple[LayerReport, ...]
+    max_difference: float | None = None
+    difference_allowed: float | None = None
+    compared_on: int | None = None
+    latency: tuple[Latency, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as ``pruning_report.json`` holds it."""
+        return {"version": REPORT_VERSION, **dataclasses.asdict(self)}
+
+    def table(self) -> Table:
+        """Kept of all, per layer and level, for a terminal."""
+        table = Table(title=f"kept of the encoder: {self.density:.1%} of the weights")
+        for name in ("layer", "heads", "O rows", "FC1 rows", "FC2 rows", "blocks", "weights"):
+            table.add_column(name, justify="right")
+        for index, layer in enumerate(self.layers):
+            kept = (layer.heads, layer.attention_output, layer.fc1, layer.fc2, layer.blocks)
+            share = layer.weights[0] / layer.weights[1]
+            table.add_row(str(index), *(f"{a}/{b}" for a, b in kept), f"{share:.1%}")
+        return table
+
+    def markdown(self) -> str:
+        """The per-layer table as Markdown."""
+        rows = [
+            "| layer | heads | O rows | FC1 rows | FC2 rows | blocks | weights |",
+            "|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for index, layer in enumerate(self.layers):
+            kept = (layer.heads, layer.attention_output, layer.fc1, layer.fc2, layer.blocks)
+            cells = " | ".join(f"{a}/{b}" for a, b in kept)
+            rows.append(f"| {index} | {cells} | {layer.weights[0] / layer.weights[1]:.1%} |")
+        return "\n".join(rows)
+
+
+def report(
+    model: nn.Module,
+    *,
+    shrunk: ShrinkReport | None = None,
+    latency: Sequence[Latency] = (),
+    length: int = 128,
+) -> Report:
+    """Describe a model, masked or pruned (or dense).
+
+    Args:
+        model: a model with one encoder of a known family.
+        shrunk: what :func:`~hf_mlprune.shrinking.shrink` said of it, if it was shrunk just now.
+        latency: what :func:`measure_latency` found.
+        length: tokens of the sequence that multiply-adds are counted for.
+
+    Raises:
+        TypeError: the model is of no known family.
+    """
+    parts = anatomy(model)
+    layers = tuple(_layer_report(parts, index) for index in range(len(parts.layers)))
+    kept = sum(layer.weights[0] for layer in layers)
+    total = sum(layer.weights[1] for layer in layers)
+    width = [layer.heads[0] * parts.sizes.head_size for layer in layers]
+    full_width = parts.sizes.num_heads * parts.sizes.head_size
+    # Masked weights are counted as removed, so that a report is the same before and after shrinking.
+    parameters = sum(p.numel() for p in model.parameters())
+    embeddings = sum(p.numel() for p in parts.encoder.get_submodule("embeddings").parameters())
+    dense = dense_parameters(model)
+    if any(isinstance(module, MaskedLinear) for module in model.modules()):
+        parameters = dense - (total - kept)
+    return Report(
+        density=kept / total,
+        parameters=(parameters, dense),
+        embedding_parameters=embeddings,
+        multiply_adds=(
+            kept * length + sum(attention_multiply_adds(w, 1, length) for w in width),
+            total * length + len(layers) * attention_multiply_adds(full_width, 1, length),
+        ),
+        multiply_adds_length=length,
+        layers=layers,
+        max_difference=shrunk.max_difference if shrunk else None,
+        difference_allowed=shrunk.tolerance if shrunk else None,
+        compared_on=shrunk.real_batches if shrunk else None,
+        latency=tuple(latency),
+    )
+
+
+def dense_model(model: nn.Module) -> PreTrainedModel | None:
+    """A stock model of the dense sizes with random weights; ``None`` for a user's own class."""
+    kinds = kinds_of(model)
+    if kinds is None or not isinstance(model, PreTrainedModel):
+        return None
+    config = kinds.stock.config_class.from_dict(plain_config(model.config))
+    config._attn_implementation = model.config._attn_implementation
+    return kinds.stock(config)
+
+
+def dense_parameters(model: nn.Module) -> int:
+    """Parameters of the dense model that this one was made from."""
+    parts = anatomy(model)
+    own = sum(p.numel() for p in model.parameters())
+    full = LayerStructure.full(parts.sizes)
+    for layer in parts.layers:
+        for role in ROLES:
+            rows, columns = full.linear_shape(role, parts.sizes)
+            linear = layer.linears.get(role)
+            present = 0 if linear is None else sum(p.numel() for p in linear.parameters())
+            own += rows * columns + rows - present
+    return own
+
+
+def measure_latency(
+    model: nn.Module, batch: int, length: int, *, rounds: int = 20, budget_seconds: float = 10.0
+) -> Latency | None:
+    """Time a forward pass against the stock dense model's, in turn; ``None`` for a user's own class.
+
+    Args:
+        model: a pruned model; put into evaluation mode and back.
+        batch: sequences.
+        length: tokens per sequence.
+        rounds: at most this many rounds.
+        budget_seconds: no new round is begun after this long.
+    """
+    dense = dense_model(model)
+    if dense is None:
+        return None
+    assert isinstance(model, PreTrainedModel)
+    dense = dense.to(model.device, model.dtype).eval()
+    shape = (batch, 2, length) if "MultipleChoice" in type(model).__name__ else (batch, length)
+    tokens = torch.zeros(shape, dtype=torch.int64, device=model.device)
+    training = model.training
+    model.eval()
+
+    def call(network: nn.Module) -> None:
+        network(input_ids=tokens)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    with torch.inference_mode():
+        timing = interleave(
+            [lambda: call(dense), lambda: call(model)],
+            rounds=rounds,
+            budget_seconds=budget_seconds,
+        )
+    model.train(training)
+    return Latency(
+        batch=batch,
+        length=length,
+        threads=torch.get_num_threads(),
+        device=device_name(model.device),
+        dense_seconds=timing.seconds[0],
+        pruned_seconds=timing.seconds[1],
+        speedup=timing.ratios[1],
+        rounds=timing.rounds,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What the processor or GPU calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() + " " + platform.machine()
+
+
+def _layer_report(parts: Anatomy, index: int) -> LayerReport:
+    layer, sizes = parts.layers[index], parts.sizes
+    full = LayerStructure.full(sizes)
+    kept = _kept(parts, index)
+    blocks = [0, 0]
+    weights = 0
+    for role in ROLES:
+        rows, columns = kept.linear_shape(role, sizes)
+        linear = layer.linears.get(role)
+        if isinstance(linear, MaskedLinear) and linear.masks.blocks is not None:
+            costs = block_weights((rows, columns), linear.masks.block_shape).flatten()
+            keep = linear.masks.blocks.keep[: len(costs)].cpu()
+            blocks = [blocks[0] + int(keep.sum()), blocks[1] + len(costs)]
+            weights += int(costs[keep].sum())
+        elif isinstance(linear, BlockSparseLinear):
+            grid = grid_shape((rows, columns), linear.block_shape)
+            blocks = [blocks[0] + len(linear.weight), blocks[1] + grid[0] * grid[1]]
+            weights += _block_sparse_weights(linear)
+        else:
+            weights += rows * columns
+    return LayerReport(
+        heads=(len(kept.heads), len(full.heads)),
+        attention_output=(len(kept.attention_output), len(full.attention_output)),
+        fc1=(len(kept.fc1), len(full.fc1)),
+        fc2=(len(kept.fc2), len(full.fc2)),
+        blocks=(blocks[0], blocks[1]),
+        weights=(weights, structure_weights(full, sizes)),
+    )
+
+
+def _kept(parts: Anatomy, index: int) -> LayerStructure:
+    state = getattr(parts.encoder, STATE_NAME, None)
+    if isinstance(state, PruningState):
+        return state.kept_structure(index)
+    return parts.layers[index].structure
+
+
+def _block_sparse_weights(linear: BlockSparseLinear) -> int:
+    """Stored weights, without the padding of edge blocks."""
+    costs = block_weights((linear.out_features, linear.in_features), linear.block_shape)
+    crow = linear.crow_indices.long().cpu()
+    row = torch.repeat_interleave(torch.arange(len(crow) - 1), crow.diff())
+    return int(costs[row, linear.col_indices.long().cpu()].sum())

@@ -1,0 +1,79 @@
+"""Pure functions of (step, max_steps): the phase a run is in, and the density it should have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from .config import PruningConfig
+
+MINIMUM_STEPS = 20
+
+
+class Phase(IntEnum):
+    """Phases of a run, in order."""
+
+    WARMUP = 0
+    STRUCTURED = 1
+    BLOCKS = 2
+    FINAL = 3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Phase boundaries of one run, in optimizer steps.
+
+    Attributes:
+        warmup_end: first step that prunes heads and rows.
+        structured_end: first step with final head and row masks.
+        blocks_end: first step with all masks final.
+        max_steps: steps of the run.
+    """
+
+    warmup_end: int
+    structured_end: int
+    blocks_end: int
+    max_steps: int
+
+    def phase(self, step: int) -> Phase:
+        """The phase after ``step`` completed optimizer steps."""
+        return Phase((step >= self.warmup_end) + (step >= self.structured_end) + (step >= self.blocks_end))
+
+    def bounds(self, phase: Phase) -> tuple[int, int]:
+        """First step of a phase, and the first step after it."""
+        edges = (0, self.warmup_end, self.structured_end, self.blocks_end, self.max_steps)
+        return edges[phase], edges[phase + 1]
+
+
+def make_schedule(config: PruningConfig, max_steps: int) -> Schedule:
+    """Lay the phases over a run; every phase that prunes has at least one step.
+
+    Raises:
+        ValueError: the run is shorter than 20 steps.
+    """
+    if max_steps < MINIMUM_STEPS:
+        raise ValueError(
+            f"max_steps: expected at least {MINIMUM_STEPS} optimizer steps to prune in, got "
+            f"{max_steps}; train longer, or accumulate fewer batches per step"
+        )
+    structured, blocks = config.structured_fraction, config.block_fraction
+    if not config.blocks:
+        structured, blocks = structured + blocks, 0.0
+    elif not config.structured:
+        structured, blocks = 0.0, structured + blocks
+    warmup_end = round(config.warmup_fraction * max_steps)
+    structured_steps = max(1, round(structured * max_steps)) if config.structured else 0
+    block_steps = max(1, round(blocks * max_steps)) if config.blocks else 0
+    # The last step belongs to the final phase even where rounding gave it away.
+    warmup_end = min(warmup_end, max_steps - 1 - structured_steps - block_steps)
+    structured_end = warmup_end + structured_steps
+    return Schedule(warmup_end, structured_end, structured_end + block_steps, max_steps)
+
+
+def cubic_target(target: float, step: int, start: int, end: int) -> float:
+    """Density on a cubic path from 1 at ``start`` to ``target`` at ``end``.
+
+    ``t + (1 - t) (1 - p)^3`` with ``p = (step - start) / (end - start)``.
+    """
+    progress = min(1.0, max(0.0, (step - start) / max(1, end - start)))
+    return float(target + (1 - target) * (1 - progress) ** 3)

@@ -1,0 +1,290 @@
+"""The two stages of pruning as budgets over gates: heads and rows, then blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .budget import block_weights, layer_weights, structure_weights
+from .masked import Gate, MaskedLinear, PruningState
+from .modeling.structure import LayerStructure
+
+SITES = ("heads", "attention_output", "fc1", "fc2")
+
+
+class Stage(ABC):
+    """Gates that are decided together, and what their masks cost.
+
+    Attributes:
+        gates: in a fixed order; all tensors over gates and units below follow it.
+        live: units of each gate that take part; the leading ones.
+        costs: per gate, weights that each unit frees if it alone goes, ``(live units,)``.
+        floor: units that each gate keeps whatever their worth.
+        total: weights of all prunable linears of the dense model; the denominator of density.
+    """
+
+    gates: list[Gate]
+    live: list[int]
+    costs: list[Tensor]
+    floor: int
+    total: int
+
+    @abstractmethod
+    def weights(self) -> int:
+        """Kept weights under the present masks."""
+
+    @abstractmethod
+    def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
+        """The paper's remaining ratio R of this stage, differentiable in the keep ratios."""
+
+    @abstractmethod
+    def _prefix_weights(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
+        """Costs of keeping the first p of a sequence of units, and of more on top."""
+
+    @abstractmethod
+    def relative_target(self, density: float) -> float:
+        """The target t of this stage's R that makes the whole model have this density."""
+
+    def density(self) -> float:
+        """Kept weights / all weights of the prunable linears."""
+        return self.weights() / self.total
+
+    def fit(self, priorities: Sequence[Tensor], density: float, *, fill: bool) -> list[Tensor]:
+        """Keep the units of highest priority that fit a density.
+
+        Args:
+            priorities: per gate, ``(live units,)``; comparable across gates.
+            density: most weights to keep, as a share of ``total``.
+            fill: after the first unit that does not fit, go on to lower ones that do.
+
+        Returns:
+            Per gate, bool ``(live units,)``. Equal priorities keep the lower index.
+
+        Raises:
+            ValueError: the units that every gate keeps cost more than this density.
+        """
+        ranked = [self._with_floor(values) for values in priorities]
+        flat = torch.cat(ranked) if ranked else torch.zeros(0)
+        order = flat.argsort(descending=True, stable=True)
+        gate_of = torch.repeat_interleave(
+            torch.arange(len(ranked)), torch.tensor([len(values) for values in ranked])
+        )
+        unit_of = torch.cat([torch.arange(len(values)) for values in ranked])
+        counter = self._prefix_weights(gate_of[order], unit_of[order])
+        least = sum(min(self.floor, live) for live in self.live)
+        limit = int(density * self.total + 1e-6)
+        if counter.weights(least) > limit:
+            raise ValueError(
+                f"density {density:g} cannot be reached: what is always kept (minimum_units="
+                f"{self.floor}, sites that are not pruned) is "
+                f"{counter.weights(least) / self.total:.4f} of the weights"
+            )
+        prefix = _bisect(counter, least, len(order), limit)
+        chosen = order[:prefix]
+        if fill:
+            chosen = torch.cat([chosen, order[counter.fill(prefix, limit)]])
+        keep = torch.zeros(len(flat), dtype=torch.bool)
+        keep[chosen] = True
+        return list(torch.split(keep, [len(values) for values in ranked]))
+
+    def _with_floor(self, values: Tensor) -> Tensor:
+        values = values.detach().double().cpu().clone()
+        top = values.argsort(descending=True, stable=True)[: self.floor]
+        values[top] = torch.inf
+        return values
+
+
+class _Counter(ABC):
+    """Kept weights of the first p of a sequence of units."""
+
+    @abstractmethod
+    def weights(self, prefix: int) -> int: ...
+
+    @abstractmethod
+    def fill(self, prefix: int, limit: int) -> Tensor:
+        """Positions behind the prefix that still fit, taken greedily."""
+
+
+def _bisect(counter: _Counter, low: int, high: int, limit: int) -> int:
+    """The longest prefix whose weights do not exceed the limit; weights grow with it."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if counter.weights(middle) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class StructuredStage(Stage):
+    """Heads and rows: weights are products of kept widths."""
+
+    def __init__(self, state: PruningState) -> None:
+        self.state = state
+        self.layers = state.included()
+        sizes = state.sizes
+        self.places = [
+            (position, site)
+            for position, index in enumerate(self.layers)
+            for site in SITES
+            if site in state.gates(index)
+        ]
+        self.gates = [state.gates(self.layers[p])[site] for p, site in self.places]
+        self.live = [gate.units for gate in self.gates]
+        self.floor = state.config.minimum_units
+        self.total = structure_weights(LayerStructure.full(sizes), sizes) * len(self.layers)
+        # Widths before this run, (layers, sites); heads are counted in units of one head.
+        self.widths = torch.tensor(
+            [[len(getattr(state.base[i], site)) for site in SITES] for i in self.layers]
+        )
+        self.costs = [
+            torch.full((gate.units,), self._unit_cost(p, site), dtype=torch.float64)
+            for gate, (p, site) in zip(self.gates, self.places, strict=True)
+        ]
+
+    def _unit_cost(self, position: int, site: str) -> float:
+        heads, output_rows, fc1, fc2 = self.widths[position].tolist()
+        head, hidden = self.state.sizes.head_size, self.state.sizes.hidden_size
+        return float(
+            {
+                "heads": 3 * head * hidden + output_rows * head,
+                "attention_output": heads * head,
+                "fc1": hidden + fc2,
+                "fc2": fc1,
+            }[site]
+        )
+
+    def layer_widths_weights(self, widths: Tensor) -> Tensor:
+        """Weights per layer for widths ``(layers, sites)``."""
+        heads, output_rows, fc1, fc2 = widths.unbind(-1)
+        attention = heads * self.state.sizes.head_size
+        return layer_weights(self.state.sizes.hidden_size, attention, output_rows, fc1, fc2)
+
+    def weights(self) -> int:
+        """See :meth:`Stage.weights`."""
+        widths = self.widths.clone()
+        for gate, (position, site) in zip(self.gates, self.places, strict=True):
+            widths[position, SITES.index(site)] = int(gate.keep.sum())
+        return int(self.layer_widths_weights(widths).sum())
+
+    def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
+        """``Σ_layers [3aAD + o·D·aA + f·F·D + g·D·f·F] / Σ_layers [4AD + 2FD]``, floored at one unit.
+
+        Paper's remaining ratio for heads and rows; for BERT-base the reference code's over 144.
+        """
+        widths = self.widths.double()
+        rows = []
+        for position in range(len(self.layers)):
+            row = list(widths[position])
+            for ratio, gate, (p, site) in zip(keep_ratios, self.gates, self.places, strict=True):
+                if p == position:
+                    row[SITES.index(site)] = (ratio.double() * gate.units).clamp(min=1.0)
+            rows.append(torch.stack(row))
+        return self.layer_widths_weights(torch.stack(rows)).sum() / self.total
+
+    def relative_target(self, density: float) -> float:
+        """R is counted against the dense model: the density itself."""
+        return density
+
+    def _prefix_weights(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
+        return _StructuredCounter(self, gate_of)
+
+
+class _StructuredCounter(_Counter):
+    def __init__(self, stage: StructuredStage, gate_of: Tensor) -> None:
+        self.stage, self.gate_of = stage, gate_of
+        self.cells = [position * len(SITES) + SITES.index(site) for position, site in stage.places]
+
+    def _widths(self, prefix: int) -> Tensor:
+        counts = torch.bincount(self.gate_of[:prefix], minlength=len(self.cells))
+        widths = self.stage.widths.flatten().clone()
+        widths[self.cells] = counts
+        return widths.view_as(self.stage.widths)
+
+    def weights(self, prefix: int) -> int:
+        return int(self.stage.layer_widths_weights(self._widths(prefix)).sum())
+
+    def fill(self, prefix: int, limit: int) -> Tensor:
+        widths = self._widths(prefix).flatten()
+        weights = self.weights(prefix)
+        chosen: list[int] = []
+        full: set[int] = set()
+        for position in range(prefix, len(self.gate_of)):
+            gate = int(self.gate_of[position])
+            if gate in full:
+                continue
+            widths[self.cells[gate]] += 1
+            more = int(self.stage.layer_widths_weights(widths.view(-1, len(SITES))).sum())
+            if more <= limit:
+                weights = more
+                chosen.append(position)
+            else:
+                widths[self.cells[gate]] -= 1
+                # Another unit of this gate costs the same or more: nothing else has shrunk.
+                full.add(gate)
+                if len(full) == len(self.cells):
+                    break
+        assert weights <= limit
+        return torch.tensor(chosen, dtype=torch.int64)
+
+
+class BlockStage(Stage):
+    """Blocks of what heads and rows left: weights are sums of block sizes."""
+
+    def __init__(self, state: PruningState, linears: Sequence[tuple[Gate, MaskedLinear]]) -> None:
+        self.gates = [gate for gate, _ in linears]
+        sizes = state.sizes
+        self.total = structure_weights(LayerStructure.full(sizes), sizes) * len(state.included())
+        shape = state.config.block_shape
+        self.costs = [block_weights(linear.kept_shape(), shape).flatten().double() for _, linear in linears]
+        self.live = [len(costs) for costs in self.costs]
+        self.matrix_weights = sum(float(costs.sum()) for costs in self.costs)
+        # A matrix may lose all its blocks: its rows stay and emit their biases.
+        self.floor = 0
+
+    def weights(self) -> int:
+        """See :meth:`Stage.weights`."""
+        return int(
+            sum(
+                float(costs[gate.keep[:live].cpu()].sum())
+                for gate, costs, live in zip(self.gates, self.costs, self.live, strict=True)
+            )
+        )
+
+    def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
+        """``Σ k_j n_j / Σ n_j`` over the weights of the shrunk matrices (paper, block step)."""
+        sizes = [float(costs.sum()) for costs in self.costs]
+        terms = [ratio.double().sum() * n for ratio, n in zip(keep_ratios, sizes, strict=True)]
+        return torch.stack(terms).sum() / self.matrix_weights
+
+    def relative_target(self, density: float) -> float:
+        """R is counted against the shrunk matrices: density / measured R1, at most 1."""
+        return min(1.0, density * self.total / max(1.0, self.matrix_weights))
+
+    def _prefix_weights(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
+        offsets = torch.tensor([0, *self.live]).cumsum(0)
+        return _BlockCounter(torch.cat(self.costs).long()[offsets[gate_of] + unit_of])
+
+
+class _BlockCounter(_Counter):
+    def __init__(self, costs: Tensor) -> None:
+        self.costs = costs
+        self.cumulated = torch.cat([costs.new_zeros(1), costs.cumsum(0)])
+
+    def weights(self, prefix: int) -> int:
+        return int(self.cumulated[prefix])
+
+    def fill(self, prefix: int, limit: int) -> Tensor:
+        left = limit - self.weights(prefix)
+        chosen: list[int] = []
+        for position in range(prefix, len(self.costs)):
+            cost = int(self.costs[position])
+            if cost <= left:
+                chosen.append(position)
+                left -= cost
+            if left <= 0:
+                break
+        return torch.tensor(chosen, dtype=torch.int64)
