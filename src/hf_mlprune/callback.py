@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from .anatomy import find_encoder
+from .card import model_card
 from .carrier import Distiller
 from .config import PruningConfig
 from .distill import load_teacher
@@ -36,7 +37,7 @@ from .loop import (
 )
 from .masked import PruningState
 from .modeling.bert import REPORT_FILE
-from .prunable import attach, reset_state
+from .prunable import attach, auto_class_name, kinds_of, reset_state
 from .reporting import measure_latency, report
 from .shrinking import Batch, shrink, shrunk_copy
 
@@ -324,7 +325,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         done = shrink(model, list(session.batches.values()))
         rows = _measure(model, session)
         found = report(model, shrunk=done, latency=rows)
+        kinds = kinds_of(model)
         model.pruning_report = found.to_dict()
+        if kinds is not None:
+            model.pruning_card = model_card(found, auto_class_name(kinds))
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
             console = Console(stderr=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .anatomy import anatomy
 from .config import PruningConfig
-from .prunable import kinds_of
+from .prunable import auto_class_name, kinds_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ def load_teacher(source: str | PreTrainedModel, student: PreTrainedModel, config
                 f"teacher: {type(student).__name__} is not a stock class; load the teacher yourself "
                 "and pass the model"
             )
-        auto = getattr(transformers, kinds.stock.__name__.replace("Bert", "AutoModel", 1), None)
-        auto = auto or transformers.AutoModel
+        auto = getattr(transformers, auto_class_name(kinds))
         model = auto.from_pretrained(source, dtype=student.dtype)
     _check_labels(model, student)
     heads = _shared_heads(model, student, config)

@@ -219,6 +219,7 @@ def _enter(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> Non
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():
         gate.learn(id(gate) in learning)
+    run.press = Press(_target(state, phase) if phase > Phase.WARMUP else 1.0)
     if phase is Phase.FINAL:
         for linear in masked_linears(model):
             linear.masks.layout = linear.block_layout() if linear.masks.blocks else None

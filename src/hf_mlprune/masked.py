@@ -17,7 +17,7 @@ from torch.nn import functional
 from .anatomy import Anatomy
 from .config import PruningConfig
 from .modeling.block_sparse import BlockSparseLinear, scatter_rows
-from .modeling.pruned import RowScatterLinear
+from .modeling.pruned import RowScatterLinear, SmallLinear
 from .modeling.structure import ROLES, LayerSizes, LayerStructure, grid_shape
 
 STATE_NAME = "pruning"
@@ -281,7 +281,7 @@ def insert_masks(anatomy: Anatomy, config: PruningConfig, *, mask_queries_and_ke
     for index in state.included():
         gates = state.gates(index)
         for role, linear in anatomy.layers[index].linears.items():
-            if type(linear) not in (nn.Linear, RowScatterLinear):
+            if type(linear) not in (nn.Linear, SmallLinear, RowScatterLinear):
                 raise TypeError(f"layer {index}, {role}: expected nn.Linear, got {type(linear).__name__}")
             assert isinstance(linear, nn.Linear)
             MaskedLinear.cast(linear, _masks_of(role, gates, anatomy.sizes, config, mask_queries_and_keys))

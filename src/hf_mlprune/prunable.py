@@ -94,27 +94,43 @@ class PrunableBertMixin(PreTrainedModel):
             )
         _new_masks(self, PruningConfig.from_dict(config.pruning))
 
+    def initialize_weights(self) -> None:
+        """As in transformers; masks that no checkpoint brought get their initial values.
+
+        Raises:
+            ValueError: the checkpoint has some masks, but not all.
+        """
+        super().initialize_weights()
+        state = getattr(self.base_model, STATE_NAME, None)
+        if not isinstance(state, PruningState):
+            return  # called by the stock class's own constructor, before there are masks
+        # The mark that transformers leaves on what it has loaded.
+        new = [
+            name for name, buffer in state.named_buffers() if not getattr(buffer, "_is_hf_initialized", False)
+        ]
+        if new and len(new) != len(list(state.buffers())):
+            raise ValueError(
+                f"{type(self).__name__}: expected all masks in the checkpoint or none, but {len(new)} are "
+                f"missing, e.g. {new[0]!r}; its settings and its weights are not of the same run"
+            )
+        if new:
+            reset_state(state)
+
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, from a dense, prunable or row- and head-pruned checkpoint.
 
         Raises:
-            ValueError: an encoder weight is missing or of another size, or only some masks are there.
+            ValueError: an encoder weight or some of the masks are missing or of another size.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         unloaded = pruned.unloaded_keys(info)
         broken = sorted(key for key in unloaded if "encoder.layer." in key)
-        state = getattr(model.base_model, STATE_NAME)
-        names = {name for name, _ in model.named_buffers() if f"{STATE_NAME}." in name}
-        new = {name for name in unloaded if f"{STATE_NAME}." in name}
-        if broken or (new and new != names):
+        if broken:
             raise ValueError(
-                f"{cls.__name__}: expected every encoder weight, and all masks or none, in the "
-                f"checkpoint; missing or of another size: {(broken or sorted(new))[0]!r} and "
-                f"{len(broken or new) - 1} more"
+                f"{cls.__name__}: expected every encoder weight in the checkpoint, but {len(broken)} are "
+                f"missing or of another size, e.g. {broken[0]!r}"
             )
-        if new:
-            reset_state(state)
         return (model, info) if output_loading_info else model
 
 
@@ -202,6 +218,11 @@ def kinds_of(model: nn.Module) -> Kinds | None:
         if type(model) in (kinds.stock, kinds.prunable, kinds.pruned):
             return kinds
     return None
+
+
+def auto_class_name(kinds: Kinds) -> str:
+    """Name of the Auto class that loads models of these classes."""
+    return kinds.stock.__name__.replace("Bert", "Auto" if kinds.stock is BertModel else "AutoModel", 1)
 
 
 def attach(model: nn.Module, config: PruningConfig) -> PruningState:

@@ -19,7 +19,7 @@ from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.block_sparse import BlockSparseLinear
 from .modeling.structure import ROLES, LayerStructure, grid_shape
 from .prunable import kinds_of, plain_config
-from .shrinking import ShrinkReport
+from .shrinking import ShrinkReport, random_batch
 from .timing import interleave
 
 REPORT_VERSION = 1
@@ -215,8 +215,7 @@ def measure_latency(
         return None
     assert isinstance(model, PreTrainedModel)
     dense = dense.to(model.device, model.dtype).eval()
-    shape = (batch, 2, length) if "MultipleChoice" in type(model).__name__ else (batch, length)
-    tokens = torch.zeros(shape, dtype=torch.int64, device=model.device)
+    tokens = random_batch(model, batch, length)["input_ids"]
     training = model.training
     model.eval()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BertForMultipleChoice, PreTrainedModel
 
 from .anatomy import Anatomy, anatomy
 from .loop import pruning_state
@@ -71,7 +71,7 @@ def shrink(model: nn.Module, batches: Sequence[Batch] = ()) -> ShrinkReport:
     """
     state = pruning_state(model)
     parts = anatomy(model)
-    inputs = list(batches) or [_random_batch(parts)]
+    inputs = list(batches) or [random_batch(model, 2, 32)]
     swaps, structure = _plan(parts, state)
     before = _outputs(model, inputs)
     old = [(layer, path, layer.get_submodule(path)) for layer, path, _ in swaps]
@@ -183,14 +183,23 @@ def _become_pruned(model: nn.Module, parts: Anatomy, structure: Structure) -> No
     swap_class(model, old, new, kinds.pruned if kinds else None)
 
 
-def _random_batch(parts: Anatomy) -> dict[str, Tensor]:
-    config = parts.encoder.config
-    length = min(32, config.max_position_embeddings)
+def random_batch(model: nn.Module, rows: int, length: int) -> dict[str, Tensor]:
+    """Random tokens in the shape that a model takes, one row padded; the same at every call.
+
+    Args:
+        model: a model with one encoder of a known family.
+        rows: sequences (of two choices each, for a multiple-choice head).
+        length: tokens per sequence; as many as the model can take, if that is less.
+    """
+    config = anatomy(model).encoder.config
+    kinds = kinds_of(model)
+    length = min(length, config.max_position_embeddings)
+    choices = (2,) if kinds is not None and kinds.stock is BertForMultipleChoice else ()
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, config.vocab_size, (2, length), generator=generator)
-    mask = torch.ones(2, length, dtype=torch.int64)
-    mask[1, length // 2 :] = 0
-    device = parts.encoder.device
+    tokens = torch.randint(0, config.vocab_size, (rows, *choices, length), generator=generator)
+    mask = torch.ones_like(tokens)
+    mask[rows // 2, ..., length // 2 :] = 0
+    device = next(model.parameters()).device
     return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
 
 

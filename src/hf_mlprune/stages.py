@@ -80,7 +80,8 @@ class Stage(ABC):
             raise ValueError(
                 f"density {density:g} cannot be reached: what is always kept (minimum_units="
                 f"{self.floor}, sites that are not pruned) is "
-                f"{counter.weights(least) / self.total:.4f} of the weights"
+                f"{counter.weights(least) / self.total:.4f} of the weights; raise the density, or "
+                "prune more levels or row_sites"
             )
         prefix = _bisect(counter, least, len(order), limit)
         chosen = order[:prefix]

@@ -78,8 +78,10 @@ class PrunedBertMixin(PreTrainedModel):
     config: PrunedBertConfig
     config_class = PrunedBertConfig
 
-    #: JSON report of the run that pruned this model; written by `save_pretrained` if set.
+    #: JSON report of the run that pruned this model, and its model card; `save_pretrained` writes
+    #: what is set, the card only where there is none.
     pruning_report: dict[str, Any] | None = None
+    pruning_card: str | None = None
 
     def _apply_structure(self) -> None:
         config = self.config
@@ -116,16 +118,24 @@ class PrunedBertMixin(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """As in transformers; also writes the pruning report, if this model carries one."""
+        """As in transformers; also writes the pruning report and card, if this model carries them."""
         super().save_pretrained(save_directory, **kwargs)
-        if self.pruning_report is None or not kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", True):
             return
         folder = Path(save_directory)
-        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        report = {**self.pruning_report, "file_bytes": weights}
-        partial = folder / f".{REPORT_FILE}.partial"
-        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / REPORT_FILE)
+        if self.pruning_report is not None:
+            size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            report = {**self.pruning_report, "file_bytes": size}
+            _write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+        if self.pruning_card is not None and not (folder / "README.md").exists():
+            _write_text(folder / "README.md", self.pruning_card)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file under its final name only once it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 class PrunedBertModel(PrunedBertMixin, BertModel):

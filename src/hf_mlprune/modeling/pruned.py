@@ -31,7 +31,18 @@ class LayerPaths:
         return layer.get_submodule(getattr(self, role))
 
 
-class RowScatterLinear(nn.Linear):
+class SmallLinear(nn.Linear):
+    """``nn.Linear`` that may have no rows or no columns, of whose initialisation torch warns."""
+
+    def reset_parameters(self) -> None:
+        """As in torch, where there is anything to initialise."""
+        if self.weight.numel():
+            super().reset_parameters()
+        elif self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class RowScatterLinear(SmallLinear):
     """A linear layer whose kept output features are written to their places among zeros.
 
     Args:
@@ -124,7 +135,7 @@ def build_linear(
     elif scatter is not None:
         new = RowScatterLinear(columns, scatter, sizes.hidden_size, bias=bias)
     else:
-        new = nn.Linear(columns, rows, bias=bias)
+        new = (nn.Linear if rows * columns else SmallLinear)(columns, rows, bias=bias)
     return new.to(old.weight.device, old.weight.dtype).train(old.training)
 
 

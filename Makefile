@@ -1,0 +1,51 @@
+# Everything runs in .venv, made on first use. `make test PYTHON=/path/to/python` uses an environment
+# that has torch and the development tools already, and changes nothing in it. Where no GPU is used, an
+# index of CPU builds in PIP_EXTRA_INDEX_URL saves gigabytes of torch.
+#
+# `make demo SENTENCE="..."` classifies that sentence; DEMO_OPTIONS="..." goes to the script as it is.
+
+# As it was typed, and through the environment: neither make nor a shell reads what is in it.
+override export SENTENCE := $(value SENTENCE)
+
+ifeq ($(origin PYTHON),command line)
+READY := given-environment
+export PYTHONPATH := $(CURDIR)/src
+else
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+endif
+
+.PHONY: demo test check format venv given-environment
+
+demo: $(READY)
+	$(PYTHON) examples/text_classification.py $(if $(SENTENCE),--sentence "$$SENTENCE") $(DEMO_OPTIONS)
+
+test: $(READY)
+	$(PYTHON) -m pytest
+
+check: $(READY)
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+	$(if $(wildcard tests/test_docs.py),$(PYTHON) -m pytest tests/test_docs.py)
+
+format: $(READY)
+	$(PYTHON) -m ruff check --fix
+	$(PYTHON) -m ruff format
+
+venv: $(READY)
+
+# torch comes before the package, which is built without isolation: a build must not pull a second torch.
+.venv/.ready: pyproject.toml setup.cfg constraints.txt
+	python3 -c "import sys; sys.exit(sys.version_info < (3, 11) and 'expected python3 to be 3.11 or newer, got ' + sys.version)"
+	python3 -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt pip setuptools wheel
+	.venv/bin/python -m pip install -c constraints.txt torch
+	.venv/bin/python -m pip install -c constraints.txt --no-build-isolation --group dev -e ".[train]"
+	touch $@
+
+given-environment:
+	@$(PYTHON) -c "import torch" || { echo "expected torch in $(PYTHON); install it there, or leave PYTHON out to use .venv"; exit 1; }
+	@$(PYTHON) -c "import hypothesis, importlinter, mypy, pytest, pytest_timeout, ruff" \
+	  || { echo "expected the development tools in $(PYTHON); run there: pip install --group dev '.[train]' (pip 25.1 or newer), or leave PYTHON out to use .venv"; exit 1; }

@@ -1,0 +1,201 @@
+"""Cost of a training step with masks against the stock step: time, peak memory, attach, shrink and save.
+
+MiniLM-L6 shapes, no teacher. Stock and masked steps are run in turn in one process; peak memory is that of
+a fresh process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
+
+from common import write_result
+from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
+from hf_mlprune.loop import current_run, measure_density, pruning_state
+from hf_mlprune.schedule import Phase, make_schedule
+from hf_mlprune.timing import interleave
+
+STOCK = "stock"
+VARIANTS = [
+    f"{preset}:{phase.name}" for preset in ("default", "paper") for phase in (Phase.STRUCTURED, Phase.BLOCKS)
+]
+DENSITY = 0.2
+RUN_STEPS = 10_000  # so long that every measured step lies inside its phase
+NUM_LABELS = 77
+MEMORY_STEPS = 3
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="folder or hub name of a BERT (default: random weights)")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def make_model(args: argparse.Namespace) -> PreTrainedModel:
+    """A stock classifier."""
+    torch.manual_seed(0)
+    if args.model:
+        return AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=NUM_LABELS)
+    config = BertConfig(
+        hidden_size=384,
+        num_attention_heads=12,
+        num_hidden_layers=6,
+        intermediate_size=1536,
+        num_labels=NUM_LABELS,
+    )
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+class StockStep:
+    """One optimizer step as Trainer takes it."""
+
+    def __init__(self, model: PreTrainedModel, args: argparse.Namespace) -> None:
+        self.model = model.train()
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        vocabulary = model.config.vocab_size
+        generator = torch.Generator().manual_seed(0)
+        self.batch = {
+            "input_ids": torch.randint(0, vocabulary, (args.batch, args.length), generator=generator),
+            "labels": torch.randint(0, NUM_LABELS, (args.batch,), generator=generator),
+        }
+
+    def __call__(self) -> None:
+        """Forward, backward, clip, update."""
+        self.model(**self.batch).loss.backward()
+        self.before_update()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def before_update(self) -> None:
+        """Where a masked step learns from its masks' gradients."""
+
+
+class MaskedStep(StockStep):
+    """The same with masks, inside a phase of a run."""
+
+    def __init__(self, model: PreTrainedModel, args: argparse.Namespace, preset: str, phase: Phase) -> None:
+        # Steps are skipped below, which is no stall to be warned of.
+        config = PruningConfig.create(DENSITY, preset=preset, stall_steps=RUN_STEPS)
+        self.preset = preset
+        began = time.perf_counter()
+        attach(model, config)
+        self.attach_seconds = time.perf_counter() - began
+        super().__init__(model, args)
+        schedule = make_schedule(config, RUN_STEPS)
+        # Blocks are entered through the boundary, where the masks of heads and rows land.
+        self.step = schedule.bounds(phase)[0] - (phase is Phase.BLOCKS)
+        start(model, RUN_STEPS, self.step)
+        self.run = current_run(pruning_state(model))
+        while self.run.phase is not phase:
+            self()
+
+    def before_update(self) -> None:
+        """Learn from the masks' gradients."""
+        collect(self.model)
+
+    def __call__(self) -> None:
+        """The stock step, and the masks for the next one."""
+        super().__call__()
+        self.step += 1
+        advance(self.model, self.step)
+
+    def shrink_and_save_seconds(self) -> float:
+        """Land all masks, then time what `train()` and `save_model` do at the end."""
+        for phase in (Phase.BLOCKS, Phase.FINAL):
+            if self.run.phase < phase:
+                self.step = self.run.schedule.bounds(phase)[0] - 1
+                self()
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            shrink(self.model)
+            self.model.save_pretrained(folder)
+            return time.perf_counter() - began
+
+
+def make_masked_step(args: argparse.Namespace, variant: str) -> MaskedStep:
+    """A step by the name of its variant, ``<preset>:<phase>``."""
+    preset, _, phase = variant.partition(":")
+    return MaskedStep(make_model(args), args, preset, Phase[phase])
+
+
+def print_peak_memory(args: argparse.Namespace) -> None:
+    """Run a few steps of one variant in this process, then print its peak memory."""
+    stock = args.peak_of == STOCK
+    step = StockStep(make_model(args), args) if stock else make_masked_step(args, args.peak_of)
+    for _ in range(MEMORY_STEPS):
+        step()
+    # Linux counts kilobytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20))
+
+
+def peak_megabytes(variant: str) -> float:
+    """Peak memory of a few steps of one variant in a fresh process."""
+    # Freed tensors go back to the system at once, so that the figure repeats from run to run (glibc).
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    run = [sys.executable, *sys.argv, "--peak-of", variant]
+    done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(args: argparse.Namespace, variant: str, megabytes: dict[str, float]) -> dict[str, Any]:
+    """All figures of one preset in one phase."""
+    stock = StockStep(make_model(args), args)
+    masked = make_masked_step(args, variant)
+    phase = masked.run.phase
+    timing = interleave([stock, masked], rounds=args.rounds)
+    if masked.run.phase is not phase:
+        raise SystemExit(f"expected every step in {phase.name}: {args.rounds} rounds ran past it; take fewer")
+    density = measure_density(masked.model)
+    return {
+        "preset": masked.preset,
+        "phase": phase.name.lower(),
+        "rounds": timing.rounds,
+        "stock_step_seconds": timing.seconds[0],
+        "masked_step_seconds": timing.seconds[1],
+        "step_cost_ratio": 1 / timing.ratios[1],
+        "stock_peak_megabytes": megabytes[STOCK],
+        "masked_peak_megabytes": megabytes[variant],
+        "peak_memory_ratio": megabytes[variant] / megabytes[STOCK],
+        "attach_seconds": masked.attach_seconds,
+        "density_while_measured": density,
+        "shrink_and_save_seconds": masked.shrink_and_save_seconds(),
+    }
+
+
+def main() -> None:
+    """Measure every variant."""
+    args = parse_arguments()
+    if args.peak_of:
+        print_peak_memory(args)
+        return
+    # First of all: on Linux a process's peak includes that of the one that started it, and this one is
+    # still small.
+    megabytes = {variant: peak_megabytes(variant) for variant in (STOCK, *VARIANTS)}
+    rows = []
+    for variant in VARIANTS:
+        rows.append(measure(args, variant, megabytes))
+        print(json.dumps(rows[-1], indent=2))
+    weights = "pretrained" if args.model else "random"
+    path = write_result({"weights": weights, "batch": args.batch, "length": args.length, "results": rows})
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

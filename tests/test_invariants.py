@@ -1,0 +1,200 @@
+"""masked == shrunk == saved and loaded again, for every level, head and size."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModel
+
+from conftest import HEADS, assert_same_outputs, clone, make_batch, make_model, outputs, prune
+from hf_mlprune import PruningConfig, attach, report, shrink
+from hf_mlprune.loop import measure_density, pruning_state
+from hf_mlprune.masked import MaskedLinear
+from hf_mlprune.prunable import kinds_of
+from hf_mlprune.stages import SITES
+
+
+@st.composite
+def sizes(draw):
+    heads, head_size = draw(st.integers(1, 5)), draw(st.integers(1, 7))
+    return {
+        "hidden_size": heads * head_size,
+        "num_attention_heads": heads,
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "intermediate_size": draw(st.integers(1, 40)),
+        "hidden_act": draw(st.sampled_from(["gelu", "relu", "silu"])),
+    }
+
+
+def random_masks(model, generator) -> None:
+    """Any masks at all, empty groups included: no schedule stands between the test and a shape."""
+    state = pruning_state(model)
+    for gate in state.all_gates():
+        density = torch.rand((), generator=generator)
+        # One group in five is emptied, one in five kept whole.
+        density = {0: 0.0, 1: 1.0}.get(int(torch.randint(5, (), generator=generator)), density)
+        gate.set_keep(torch.rand(gate.units, generator=generator) < density)
+
+
+@given(
+    sizes(),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from(["default", "paper"]),
+    st.integers(0, 2**31),
+)
+def test_masked_equals_shrunk_equals_reloaded_in_float64(shape, block_shape, preset, seed):
+    model = make_model("sequence", seed=seed % 1000, **shape).double()
+    config = PruningConfig.create(
+        0.5, preset, block_shape=block_shape, row_sites=("attention_output", "fc1", "fc2")
+    )
+    attach(model, config)
+    random_masks(model, torch.Generator().manual_seed(seed))
+    density = measure_density(model)
+    masked = clone(model)
+    batch = make_batch()
+    result = shrink(model, [{k: v for k, v in batch.items() if k != "labels"}])
+    assert result.max_difference <= 1e-12 * max(1.0, result.max_output)
+    assert_same_outputs(masked, model, batch, 1e-12)
+    assert report(model).density == pytest.approx(density, abs=1e-12)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = type(model).from_pretrained(folder, dtype=torch.float64)
+    assert_same_outputs(masked, loaded, batch, 1e-12)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_every_head_prunes_shrinks_and_loads_through_its_auto_class(head, preset, tmp_path):
+    model = make_model(head)
+    prune(model, PruningConfig.create(0.3, preset, block_shape=(4, 8)), head=head)
+    masked = clone(model)
+    shrink(model)
+    batch = make_batch(head, seed=99)
+    assert_same_outputs(masked, model, batch)
+    model.save_pretrained(tmp_path)
+    import transformers
+
+    auto = getattr(transformers, HEADS[head].__name__.replace("Bert", "AutoModel", 1), AutoModel)
+    loaded = auto.from_pretrained(tmp_path)
+    assert type(loaded) is type(model) is kinds_of(model).pruned
+    assert_same_outputs(masked, loaded, batch)
+
+
+@pytest.mark.parametrize(
+    "levels", [("heads",), ("rows",), ("blocks",), ("heads", "rows"), ("rows", "blocks")]
+)
+def test_each_level_alone_and_together_lands_on_its_target(levels):
+    model = make_model()
+    # Without rows of FC1 or blocks, a good part of the weights cannot be reached.
+    density = 0.75 if levels == ("heads",) else 0.6
+    prune(model, PruningConfig.create(density, levels=levels, block_shape=(4, 4)))
+    reached = measure_density(model)
+    # Within one unit: a head is 7 % of this model's weights.
+    unit = 4 * 8 * 32 / (2 * (4 * 32 * 32 + 2 * 32 * 48)) if levels == ("heads",) else 0.02
+    assert density - unit < reached <= density
+    shrink(model)
+    assert report(model).density == pytest.approx(reached)
+
+
+@pytest.mark.parametrize("empty", ["heads", "fc1", "attention_output", "fc2"])
+def test_a_layer_can_lose_every_unit_of_a_group(empty, tmp_path):
+    model = make_model()
+    config = PruningConfig.create(
+        0.5, levels=("heads", "rows"), row_sites=("attention_output", "fc1", "fc2"), minimum_units=0
+    )
+    attach(model, config)
+    gate = pruning_state(model).gates(1)[empty]
+    gate.set_keep(torch.zeros(gate.units, dtype=torch.bool))
+    masked = clone(model)
+    shrink(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert_same_outputs(masked, loaded, make_batch())
+    # What is left can be trained on, and its hidden states and attentions asked for.
+    out = loaded.train()(**make_batch(), output_hidden_states=True)
+    out.loss.backward()
+    assert len(out.hidden_states) == 3
+
+
+def test_keeping_everything_is_the_stock_model():
+    stock = make_model()
+    model = clone(stock)
+    prune_nothing = PruningConfig.create(1.0)
+    attach(model, prune_nothing)
+    assert_same_outputs(stock, model, make_batch(), 0.0)
+    shrink(model)
+    assert_same_outputs(stock, model, make_batch(), 0.0)
+
+
+def test_attach_keeps_parameters_and_names():
+    model = make_model()
+    before = dict(model.named_parameters())
+    attach(model, PruningConfig.create(0.5))
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_excluded_layers_are_left_alone_and_not_counted():
+    model = make_model(num_hidden_layers=3)
+    prune(model, PruningConfig.create(0.4, exclude=(1,), block_shape=(4, 4)))
+    assert 0.36 <= measure_density(model) <= 0.4
+    shrink(model)
+    layers = report(model).layers
+    assert layers[1].weights[0] == layers[1].weights[1]
+    assert layers[0].weights[0] < layers[0].weights[1]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_removed_units_take_their_bias_with_them(site):
+    model = make_model()
+    config = PruningConfig.create(0.5, "paper")
+    attach(model, config)
+    gate = pruning_state(model).gates(0)[site]
+    keep = torch.ones(gate.units, dtype=torch.bool)
+    keep[1] = False
+    gate.set_keep(keep)
+    before = outputs(model, make_batch())["logits"]
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, MaskedLinear) and module.masks.rows and module.masks.rows.gate is gate:
+                module.bias[~module.masks.rows.keep()] += 100.0
+                module.weight[~module.masks.rows.keep()] += 100.0
+    assert torch.equal(before, outputs(model, make_batch())["logits"])
+
+
+def test_a_pruned_model_can_be_pruned_further(tmp_path):
+    model = make_model(hidden_size=64, intermediate_size=96)
+    first = PruningConfig.create(0.6, block_shape=(8, 8), row_sites=("attention_output", "fc1", "fc2"))
+    prune(model, first)
+    shrink(model)
+    model.save_pretrained(tmp_path / "first")
+    loaded = type(model).from_pretrained(tmp_path / "first")
+    assert_same_outputs(model, loaded, make_batch())
+    prune(loaded, PruningConfig.create(0.3, block_shape=(4, 4)))
+    assert 0.27 <= measure_density(loaded) <= 0.3
+    masked = clone(loaded)
+    shrink(loaded)
+    loaded.save_pretrained(tmp_path / "second")
+    again = type(loaded).from_pretrained(tmp_path / "second")
+    assert_same_outputs(masked, again, make_batch())
+    assert report(again).density == pytest.approx(measure_density(masked))
+
+
+def test_half_precision_models_are_proved_in_float32(tmp_path):
+    model = make_model().bfloat16()
+    prune(model, PruningConfig.create(0.4, block_shape=(4, 4)))
+    result = shrink(model)
+    assert result.max_difference <= 1e-5 * max(1.0, result.max_output)
+    assert next(model.parameters()).dtype is torch.bfloat16
+
+
+def test_saved_config_is_versioned_and_readable(pruned_folder):
+    config = AutoConfig.from_pretrained(pruned_folder)
+    assert config.model_type == "pruned_bert"
+    assert config.structure["version"] == 1
+    assert all(isinstance(layer["heads"], str) for layer in config.structure["layers"])
