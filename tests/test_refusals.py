@@ -1,0 +1,349 @@
+"""Bad input: a clear error before any step is run or any file replaced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel, Trainer
+
+from conftest import bert_config, make_batch, make_model, make_trainer, training_arguments
+from hf_mlprune import PruningCallback, PruningConfig, advance, attach, shrink, start
+from hf_mlprune.callback import _check_arguments
+from hf_mlprune.shrinking import ShrinkError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"density": 0.0}, r"density: expected a value in \(0, 1\], got 0"),
+        ({"density": 1.01}, r"density: expected a value in \(0, 1\], got 1.01"),
+        ({"density": float("nan")}, "density: expected a finite number, got nan"),
+        ({"density": "0.2"}, "density: expected a finite number, got '0.2'"),
+        ({"density": 0.2, "block_shape": (0, 4)}, "block_shape: expected two whole numbers from 1 to 4096"),
+        ({"density": 0.2, "block_shape": (16,)}, "block_shape: expected two whole numbers"),
+        ({"density": 0.2, "block_shape": (16, 2.5)}, "block_shape: expected two whole numbers"),
+        ({"density": 0.2, "levels": ("head",)}, "levels: expected any of .* got 'head'"),
+        ({"density": 0.2, "levels": "heads"}, "levels: expected a list, got 'heads'"),
+        ({"density": 0.2, "levels": ()}, "levels: expected at least one"),
+        ({"density": 0.2, "levels": ("rows", "rows")}, "levels: expected each at most once"),
+        ({"density": 0.2, "preset": "papr"}, r"preset: expected one of \['default', 'paper'\], got 'papr'"),
+        ({"density": 0.2, "desnity": 1}, "unknown pruning setting 'desnity'; known are"),
+        ({"density": 0.2, "exclude": (-1,)}, "exclude: expected layer indices from 0 up"),
+        ({"density": 0.2, "structured_density": 0.1}, "structured_density: expected at least density=0.2"),
+        ({"density": 0.2, "structured_fraction": 0.9}, "expected less than 1, so that steps are left"),
+        ({"density": 0.2, "temperature": 0}, "temperature: expected more than 0, got 0"),
+        ({"density": 0.2, "minimum_units": -1}, "minimum_units: expected a whole number from 0 up"),
+        ({"density": 0.2, "stall_steps": True}, "stall_steps: expected a whole number from 1 up"),
+        ({"density": 0.2, "importance_decay": 1.0}, "importance_decay: expected less than 1"),
+        ({"density": 0.2, "task_weight": -0.1}, r"task_weight: expected a value in \[0, 1\]"),
+    ],
+)
+def test_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PruningCallback(**settings)
+
+
+def test_settings_without_density():
+    with pytest.raises(ValueError, match=r"density is missing, but \['preset'\] are given"):
+        PruningCallback(preset="paper")
+
+
+def test_no_density_anywhere(tmp_path):
+    with pytest.raises(ValueError, match="density is missing"):
+        make_trainer(tmp_path, make_model(), PruningCallback())
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "gelu_10"])
+def test_activation_that_does_not_map_zero_to_zero(activation):
+    model = make_model(hidden_act=activation)
+    if activation == "gelu_10":
+        attach(model, PruningConfig.create(0.5))
+        return
+    with pytest.raises(ValueError, match=r"expected an activation with act\(0\) = 0"):
+        attach(model, PruningConfig.create(0.5))
+
+
+def test_unknown_anatomy():
+    model = DistilBertModel(DistilBertConfig(vocab_size=32, dim=16, n_heads=2, hidden_dim=32, n_layers=1))
+    with pytest.raises(TypeError, match=r"known family \(bert\), got DistilBertModel with 0"):
+        attach(model, PruningConfig.create(0.5))
+
+
+def test_two_encoders():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = make_model("model"), make_model("model")
+
+    with pytest.raises(TypeError, match="got Pair with 2"):
+        attach(Pair(), PruningConfig.create(0.5))
+
+
+def test_decoder():
+    model = BertForSequenceClassification(bert_config(is_decoder=True))
+    with pytest.raises(ValueError, match="expected an encoder"):
+        attach(model, PruningConfig.create(0.5))
+
+
+def test_old_pruned_heads():
+    model = make_model()
+    model.config.pruned_heads = {0: [1]}
+    with pytest.raises(ValueError, match="pruned_heads is set, which transformers 5 ignores"):
+        attach(model, PruningConfig.create(0.5))
+
+
+def test_quantized_model():
+    model = make_model()
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(TypeError, match="expected a plain model, got a quantized one"):
+        attach(model, PruningConfig.create(0.5))
+
+
+def test_model_with_foreign_linears():
+    model = make_model()
+
+    class LoraLinear(nn.Linear):
+        pass
+
+    model.bert.encoder.layer[0].intermediate.dense.__class__ = LoraLinear
+    with pytest.raises(TypeError, match=r"layer 0, fc1: expected nn.Linear, got LoraLinear"):
+        attach(model, PruningConfig.create(0.5))
+    # Nothing was changed.
+    assert type(model.bert.encoder.layer[0].attention.self.query) is nn.Linear
+
+
+def test_peft_model():
+    model = make_model()
+    module = type("LoraModel", (nn.Module,), {"__module__": "peft.tuners.lora"})()
+    model.add_module("adapter", module)
+    with pytest.raises(TypeError, match="got one with peft modules"):
+        attach(model, PruningConfig.create(0.5))
+
+
+@pytest.mark.parametrize("exclude", [(2,), (0, 1)])
+def test_excluded_layers_that_are_not_there_or_all(exclude):
+    with pytest.raises(ValueError, match="exclude: expected some of the layers 0 to 1"):
+        attach(make_model(), PruningConfig.create(0.5, exclude=exclude))
+
+
+def test_attached_twice():
+    model = make_model()
+    attach(model, PruningConfig.create(0.5))
+    with pytest.raises(ValueError, match="has masks already"):
+        attach(model, PruningConfig.create(0.5))
+
+
+def test_density_that_cannot_be_reached():
+    model = make_model()
+    attach(model, PruningConfig.create(0.2, levels=("rows",)))
+    with pytest.raises(ValueError, match=r"density 0.2 cannot be reached: what is always kept"):
+        start(model, 100)
+
+
+def test_density_above_what_a_pruned_model_has():
+    model = make_model()
+    attach(model, PruningConfig.create(0.5, levels=("rows", "heads")))
+    start(model, 20)
+    advance(model, 20)
+    shrink(model)
+    attach(model, PruningConfig.create(0.9))
+    with pytest.raises(ValueError, match="expected at most the model's own"):
+        start(model, 20)
+
+
+def test_a_run_too_short_for_phases(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.5), max_steps=19)
+    with pytest.raises(ValueError, match="expected at least 20 optimizer steps to prune in, got 19"):
+        trainer.train()
+
+
+def test_calls_out_of_order():
+    model = make_model()
+    with pytest.raises(ValueError, match="has no masks: call `attach"):
+        start(model, 20)
+    attach(model, PruningConfig.create(0.5))
+    with pytest.raises(ValueError, match=r"call `start\(model, max_steps\)`"):
+        advance(model, 1)
+
+
+def test_loss_that_does_not_reach_the_masks():
+    from hf_mlprune import collect
+
+    model = make_model()
+    attach(model, PruningConfig.create(0.5))
+    start(model, 20)
+    with pytest.raises(RuntimeError, match="no gradient reached the masks"):
+        collect(model)
+
+
+def test_a_diverged_loss():
+    from hf_mlprune import collect
+
+    model = make_model().train()
+    attach(model, PruningConfig.create(0.5))
+    start(model, 20)
+    (model(**make_batch()).loss * float("inf")).backward()
+    with pytest.raises(FloatingPointError, match="is not finite"):
+        collect(model)
+
+
+def test_callback_given_twice(tmp_path):
+    with pytest.raises(ValueError, match="expected one PruningCallback, got several"):
+        make_trainer(
+            tmp_path, make_model(), PruningCallback(density=0.5), callbacks=[PruningCallback(density=0.5)]
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("fp16", True, "use bf16=True"),
+        ("deepspeed", "config.json", "DeepSpeed and FSDP"),
+        ("fsdp", ["full_shard"], "DeepSpeed and FSDP"),
+        ("_n_gpu", 2, "expected one GPU per process, got 2"),
+    ],
+)
+def test_training_arguments_that_are_not_supported(name, value, message, tmp_path):
+    args = training_arguments(tmp_path)
+    args._setup_devices  # noqa: B018  (a cached property that would overwrite the number of GPUs)
+    object.__setattr__(args, name, value)
+    with pytest.raises(ValueError, match=message):
+        _check_arguments(args)
+
+
+def test_optimizer_of_another_model(tmp_path):
+    model = make_model()
+    optimizer = torch.optim.AdamW(make_model().parameters())
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(tmp_path),
+        train_dataset=[{k: v[0] for k, v in make_batch().items()}],
+        callbacks=[PruningCallback(density=0.5)],
+        optimizers=(optimizer, None),
+    )
+    with pytest.raises(ValueError, match="expected every trainable encoder weight in the optimizer"):
+        trainer.train()
+
+
+def test_an_optimizer_made_before_attaching_works(tmp_path):
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trainer = make_trainer(tmp_path, model, PruningCallback(density=0.5))
+    trainer.optimizer = optimizer
+    trainer.train()
+
+
+def test_a_second_train_after_shrinking_is_refused_in_words(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.5))
+    trainer.train()
+    with pytest.raises(ValueError, match="make a new Trainer"):
+        trainer.train()
+
+
+def test_a_callback_added_later_or_model_init_works_without_resume(tmp_path):
+    from hf_mlprune import report
+
+    trainer = make_trainer(tmp_path, make_model())
+    trainer.add_callback(PruningCallback(density=0.5, block_shape=(4, 4)))
+    trainer.train()
+    assert report(trainer.model).density <= 0.5
+
+
+def test_a_run_stopped_before_it_landed_says_so(tmp_path):
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= 5
+
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.5), callbacks=[Stop()])
+    with pytest.raises(RuntimeError, match="training ended at step 5 of 24, before pruning did"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_labels": 4}, "teacher: expected num_labels=3 as in the student, got 4"),
+        ({"vocab_size": 65}, "teacher: expected vocab_size=64 as in the student, got 65"),
+        ({"hidden_size": 64}, "teach by its logits only: set hidden_weight=0"),
+        ({"num_hidden_layers": 3}, "teach by its logits only: set hidden_weight=0"),
+    ],
+)
+def test_teachers_that_cannot_teach(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(
+            tmp_path, make_model(), PruningCallback(density=0.5, teacher=make_model(seed=1, **changes))
+        )
+
+
+def test_teacher_with_other_label_names(tmp_path):
+    student, teacher = make_model(), make_model(seed=1)
+    student.config.id2label = {0: "a", 1: "b", 2: "c"}
+    teacher.config.id2label = {0: "b", 1: "a", 2: "c"}
+    with pytest.raises(ValueError, match="teacher: expected the student's labels"):
+        make_trainer(tmp_path, student, PruningCallback(density=0.5, teacher=teacher))
+
+
+def test_a_wider_teacher_teaches_by_its_logits(tmp_path):
+    teacher = make_model(seed=1, hidden_size=64, num_hidden_layers=3)
+    trainer = make_trainer(
+        tmp_path, make_model(), PruningCallback(density=0.5, teacher=teacher, hidden_weight=0)
+    )
+    trainer.train()
+    assert any("distillation_loss" in row for row in trainer.state.log_history)
+
+
+def test_the_student_as_its_own_teacher(tmp_path):
+    model = make_model()
+    with pytest.raises(ValueError, match="another model than the one that is pruned"):
+        make_trainer(tmp_path, model, PruningCallback(density=0.5, teacher=model))
+
+
+def test_a_script_that_computes_its_own_loss_with_a_teacher(tmp_path):
+    class Mine(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            out = model(**inputs)
+            loss = nn.functional.cross_entropy(out.logits, inputs["labels"])
+            return (loss, out) if return_outputs else loss
+
+    data = make_trainer(tmp_path, make_model()).train_dataset
+    trainer = Mine(
+        model=make_model(),
+        args=training_arguments(tmp_path),
+        train_dataset=data,
+        callbacks=[PruningCallback(density=0.5, teacher=make_model(seed=1))],
+    )
+    with pytest.raises(RuntimeError, match="did not reach the gradients"):
+        trainer.train()
+
+
+def test_label_smoothing_with_a_teacher(tmp_path):
+    callback = PruningCallback(density=0.5, teacher=make_model(seed=1))
+    trainer = make_trainer(tmp_path, make_model(), callback, label_smoothing_factor=0.1)
+    with pytest.raises(RuntimeError, match="the training script computes the loss itself"):
+        trainer.train()
+
+
+def test_a_shrink_that_would_change_outputs_is_undone(monkeypatch):
+    model = make_model()
+    attach(model, PruningConfig.create(0.5))
+    start(model, 20)
+    advance(model, 20)
+    before = model.eval()(**make_batch()).logits.detach()
+    import hf_mlprune.shrinking as shrinking
+
+    real = shrinking._fill
+
+    def wrong(new, *args):
+        real(new, *args)
+        new.bias.data.add_(1.0)
+
+    monkeypatch.setattr(shrinking, "_fill", wrong)
+    with pytest.raises(ShrinkError, match=r"differ from masked ones by .* nothing was removed"):
+        shrink(model)
+    torch.testing.assert_close(model.eval()(**make_batch()).logits, before)
+    monkeypatch.undo()
+    shrink(model)
+    assert isinstance(model.config, BertConfig)

@@ -1,0 +1,168 @@
+"""Resumed == straight: a run killed in any phase ends with the same masks and weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import make_model, make_trainer
+from hf_mlprune import PruningCallback, PruningConfig, attach
+from hf_mlprune.schedule import make_schedule
+
+HERE = Path(__file__).parent
+
+#: Trains 24 steps with a checkpoint after each, and kills itself after `kill` of them.
+RUN = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+from conftest import make_model, make_trainer
+from transformers import TrainerCallback
+from hf_mlprune import PruningCallback
+folder, preset, kill, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "resume"
+class Kill(TrainerCallback):
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+trainer = make_trainer(
+    folder, make_model(hidden_dropout_prob=0.1), PruningCallback(density=0.3, block_shape=(8, 4), preset=preset,
+    teacher=folder + "/../teacher"), callbacks=[Kill()], save_strategy="steps", save_steps=1,
+    save_total_limit=2, gradient_accumulation_steps=2,
+)
+trainer.train(resume_from_checkpoint=resume)
+trainer.save_model(folder + "/final")
+"""
+
+
+def run(folder: Path, preset: str, kill: int = 0, *, resume: bool = False) -> int:
+    code = RUN.format(here=str(HERE))
+    arguments = [str(folder), preset, str(kill), "resume" if resume else "new"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
+
+
+@pytest.fixture(scope="module", params=["default", "paper"])
+def straight(request, tmp_path_factory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("straight")
+    make_model(seed=7).save_pretrained(folder / "teacher")
+    assert run(folder / "run", request.param) == 0
+    return request.param, folder
+
+
+def phase_steps(preset: str) -> list[int]:
+    """A step inside each phase, and one at each boundary."""
+    plan = make_schedule(PruningConfig.create(0.3, preset), 24)
+    edges = [plan.structured_end, plan.blocks_end]
+    return sorted({1, edges[0] - 2, edges[0], edges[0] + 2, edges[1], 23})
+
+
+def test_a_run_killed_in_each_phase_ends_as_if_it_had_not_been(straight, tmp_path):
+    preset, reference = straight
+    expected = load_file(reference / "run" / "final" / "model.safetensors")
+    structure = json.loads((reference / "run" / "final" / "config.json").read_text())["structure"]
+    shutil.copytree(reference / "teacher", tmp_path / "teacher")
+    for index, kill in enumerate(phase_steps(preset)):
+        folder = tmp_path / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        assert run(folder, preset, kill) == -signal.SIGKILL, index
+        assert not (folder / "final").exists()
+        assert run(folder, preset, resume=True) == 0
+        found = load_file(folder / "final" / "model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), (kill, name)
+        assert json.loads((folder / "final" / "config.json").read_text())["structure"] == structure
+
+
+def interrupted(tmp_path, callback, *, stop=12, **changes):
+    """A trainer that is given up after some steps, its checkpoints left behind."""
+    trainer = make_trainer(
+        tmp_path, make_model(), callback, save_strategy="steps", save_steps=stop, **changes
+    )
+    trainer.train()
+    for later in tmp_path.glob("checkpoint-*"):
+        if int(later.name.split("-")[1]) > stop:
+            shutil.rmtree(later)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        ({"density": 0.4}, {}, "resume: expected density=0.3 as in the interrupted run, got 0.4"),
+        ({"block_shape": (4, 4)}, {}, r"resume: expected block_shape=\[8, 4\]"),
+        ({}, {"max_steps": 40}, "resume: expected 24 steps in all as in the interrupted run, got 40"),
+    ],
+)
+def test_resuming_another_run_is_refused(settings, changes, message, tmp_path):
+    same = {"density": 0.3, "block_shape": (8, 4)}
+    interrupted(tmp_path, PruningCallback(**same))
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(**{**same, **settings}), **changes)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_resuming_without_the_teacher_object_is_refused(tmp_path):
+    interrupted(tmp_path, PruningCallback(density=0.3, teacher=make_model(seed=3)))
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.3))
+    with pytest.raises(ValueError, match="the interrupted run had a teacher"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_resuming_without_the_step1_teacher_is_refused(tmp_path):
+    make_model(seed=3).save_pretrained(tmp_path / "teacher")
+    callback = {
+        "density": 0.3,
+        "preset": "paper",
+        "block_shape": (8, 4),
+        "teacher": str(tmp_path / "teacher"),
+    }
+    interrupted(tmp_path / "run", PruningCallback(**callback), stop=14)
+    assert (tmp_path / "run" / "_step1_teacher" / "model.safetensors").exists()
+    shutil.rmtree(tmp_path / "run" / "_step1_teacher")
+    trainer = make_trainer(tmp_path / "run", make_model(), PruningCallback(**callback))
+    with pytest.raises(ValueError, match="resume: expected the step-1 teacher in"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_resuming_a_dense_run_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(), save_strategy="steps", save_steps=12)
+    trainer.train()
+    shutil.rmtree(tmp_path / "checkpoint-24")
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.3))
+    with pytest.raises(ValueError, match="the checkpoint is not of a pruning run"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_resuming_a_model_without_masks_is_refused(tmp_path):
+    interrupted(tmp_path, PruningCallback(density=0.3))
+    trainer = make_trainer(tmp_path, make_model())
+    trainer.add_callback(PruningCallback(density=0.3))
+    with pytest.raises(ValueError, match=r"call `attach\(model, config\)` inside"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_attach_inside_model_init_resumes(tmp_path):
+    settings = {"density": 0.3, "block_shape": (8, 4)}
+
+    def model_init():
+        model = make_model()
+        attach(model, PruningConfig.create(**settings))
+        return model
+
+    interrupted(tmp_path, PruningCallback(**settings))
+    trainer = make_trainer(tmp_path, None, PruningCallback(**settings), model_init=model_init)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 24
