@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from transformers import (
 from common import RESULTS, write_result
 from hf_mlprune import PruningCallback
 
-PRESETS = ("paper", "default")
+PRESETS = ("default", "paper")
 DENSE = "dense"
 
 
@@ -44,6 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--densities", type=float, nargs="+", default=[0.5, 0.2])
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--teacher-learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of both presets")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
     parser.add_argument("--work", type=Path, default=Path("build/quick_accuracy"), help="teachers, trainers")
     return parser.parse_args()
 
@@ -60,6 +64,9 @@ class Bench:
         self.settings = {
             "teacher_steps": args.teacher_steps,
             "pruning_steps": args.steps,
+            "teacher_learning_rate": args.teacher_learning_rate,
+            "learning_rate": args.learning_rate,
+            "bf16": args.bf16,
             "model": Path(args.model).name,
             "training_questions": len(self.train),
             "test_questions": len(self.test),
@@ -98,7 +105,8 @@ class Bench:
         """Fine-tune a seed's dense model, unless it is there."""
         if self.find(seed, DENSE, 1.0) and self.teacher_folder(seed).is_dir():
             return
-        trainer, seconds = self._train(seed, self.args.model, self.args.teacher_steps, None)
+        rate = self.args.teacher_learning_rate
+        trainer, seconds = self._train(seed, self.args.model, self.args.teacher_steps, rate, None)
         trainer.save_model(str(self.teacher_folder(seed)))
         # Losses are counted against the dense model: runs taught by an earlier one do not compare.
         self.runs = [run for run in self.runs if run["seed"] != seed]
@@ -111,22 +119,24 @@ class Bench:
         teacher = str(self.teacher_folder(seed))
         source = teacher if preset == "default" else self.args.model
         callback = PruningCallback(density=density, preset=preset, teacher=teacher)
-        trainer, seconds = self._train(seed, source, self.args.steps, callback)
+        trainer, seconds = self._train(seed, source, self.args.steps, self.args.learning_rate, callback)
         achieved = trainer.model.pruning_report["density"]
         self._store(trainer, seconds, seed, preset, density, density=achieved)
 
     def _train(
-        self, seed: int, source: str, steps: int, callback: PruningCallback | None
+        self, seed: int, source: str, steps: int, rate: float, callback: PruningCallback | None
     ) -> tuple[Trainer, float]:
         set_seed(seed)
         trainer = Trainer(
             model=AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(self.labels)),
             args=TrainingArguments(
-                output_dir=str(self.args.work / "trainer"),
+                output_dir=str(self.args.work / f"trainer_{seed}"),
                 max_steps=steps,
                 per_device_train_batch_size=32,
                 per_device_eval_batch_size=128,
-                learning_rate=1e-4,
+                learning_rate=rate,
+                bf16=self.args.bf16,
+                use_cpu=not torch.cuda.is_available(),
                 lr_scheduler_type="linear",
                 warmup_steps=round(0.06 * steps),
                 train_sampling_strategy="group_by_length",
@@ -160,7 +170,9 @@ class Bench:
             "loss_in_points": dense["accuracy"] - percent if dense else 0.0,
             "training_seconds": seconds,
         }
-        self.runs.append(run)
+        # Seeds may run side by side, each in a process of its own.
+        others = [other for other in self._finished() if other["seed"] != seed]
+        self.runs = [*others, *(own for own in self.runs if own["seed"] == seed), run]
         print(json.dumps(run))
         write_result({"settings": self.settings, "runs": self.runs})
 
@@ -191,8 +203,8 @@ def main() -> None:
     bench = Bench(args)
     for seed in args.seeds:
         bench.run_dense(seed)
-        for density in args.densities:
-            for preset in PRESETS:
+        for preset in PRESETS:
+            for density in args.densities:
                 bench.run_pruned(seed, preset, density)
     bench.print_table()
 

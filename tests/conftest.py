@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, start
+from hf_mlprune.config import LEVELS
 
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("default")
@@ -174,7 +175,9 @@ def pruned_folder(tmp_path_factory) -> Path:
     """A pruned checkpoint with small heads, rows and blocks, as `Trainer.save_model` writes it."""
     folder = tmp_path_factory.mktemp("pruned")
     model = make_model()
-    trainer = make_trainer(folder / "run", model, PruningCallback(density=0.3, block_shape=(8, 4)))
+    trainer = make_trainer(
+        folder / "run", model, PruningCallback(density=0.3, levels=LEVELS, block_shape=(8, 4))
+    )
     trainer.train()
     trainer.save_model(str(folder / "model"))
     return folder / "model"

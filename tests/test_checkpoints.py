@@ -30,6 +30,7 @@ from hf_mlprune import (
     attach,
     shrink,
 )
+from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, PrunedBertModel
 
 MODELING = Path(hf_mlprune.__file__).parent / "modeling"
@@ -183,7 +184,11 @@ def test_a_stock_class_fails_on_it_and_never_half_loads(settings, tmp_path):
 def test_mid_training_checkpoints_load_as_prunable_models(tmp_path):
     model = make_model()
     trainer = make_trainer(
-        tmp_path, model, PruningCallback(density=0.3, block_shape=(8, 4)), save_strategy="steps", save_steps=9
+        tmp_path,
+        model,
+        PruningCallback(density=0.3, levels=LEVELS, block_shape=(8, 4)),
+        save_strategy="steps",
+        save_steps=9,
     )
     seen = {}
 
@@ -208,12 +213,12 @@ def test_config_first_reaches_the_same_place(tmp_path, caplog):
     stock.save_pretrained(tmp_path)
     caplog.set_level(logging.WARNING)
     logging.getLogger("transformers").propagate = True
-    config = PrunableBertConfig.from_pretrained(tmp_path, density=0.3, block_shape=[8, 4])
+    config = PrunableBertConfig.from_pretrained(tmp_path, density=0.3, levels=LEVELS, block_shape=[8, 4])
     first = PrunableBertForSequenceClassification.from_pretrained(tmp_path, config=config)
     assert "You are using a model of type" not in caplog.text
     assert first.config.num_labels == LABELS
     second = make_model()
-    attach(second, PruningConfig.create(0.3, block_shape=(8, 4)))
+    attach(second, PruningConfig.create(0.3, levels=LEVELS, block_shape=(8, 4)))
     assert_same_outputs(stock, first, make_batch(), 0.0)
     assert first.state_dict().keys() == second.state_dict().keys()
     assert first.config.pruning == second.config.pruning

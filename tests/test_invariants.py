@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from conftest import HEADS, assert_same_outputs, clone, make_batch, make_model, outputs, prune
 from hf_mlprune import PruningConfig, attach, report, shrink
+from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import measure_density, pruning_state
 from hf_mlprune.masked import MaskedLinear
 from hf_mlprune.prunable import kinds_of
@@ -49,7 +50,7 @@ def random_masks(model, generator) -> None:
 def test_masked_equals_shrunk_equals_reloaded_in_float64(shape, block_shape, preset, seed):
     model = make_model("sequence", seed=seed % 1000, **shape).double()
     config = PruningConfig.create(
-        0.5, preset, block_shape=block_shape, row_sites=("attention_output", "fc1", "fc2")
+        0.5, preset, levels=LEVELS, block_shape=block_shape, row_sites=("attention_output", "fc1", "fc2")
     )
     attach(model, config)
     random_masks(model, torch.Generator().manual_seed(seed))
@@ -70,7 +71,7 @@ def test_masked_equals_shrunk_equals_reloaded_in_float64(shape, block_shape, pre
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_every_head_prunes_shrinks_and_loads_through_its_auto_class(head, preset, tmp_path):
     model = make_model(head)
-    prune(model, PruningConfig.create(0.3, preset, block_shape=(4, 8)), head=head)
+    prune(model, PruningConfig.create(0.3, preset, levels=LEVELS, block_shape=(4, 8)), head=head)
     masked = clone(model)
     shrink(model)
     batch = make_batch(head, seed=99)
@@ -141,7 +142,7 @@ def test_attach_keeps_parameters_and_names():
 
 def test_excluded_layers_are_left_alone_and_not_counted():
     model = make_model(num_hidden_layers=3)
-    prune(model, PruningConfig.create(0.4, exclude=(1,), block_shape=(4, 4)))
+    prune(model, PruningConfig.create(0.4, exclude=(1,), levels=LEVELS, block_shape=(4, 4)))
     assert 0.36 <= measure_density(model) <= 0.4
     shrink(model)
     layers = report(model).layers
@@ -169,13 +170,15 @@ def test_removed_units_take_their_bias_with_them(site):
 
 def test_a_pruned_model_can_be_pruned_further(tmp_path):
     model = make_model(hidden_size=64, intermediate_size=96)
-    first = PruningConfig.create(0.6, block_shape=(8, 8), row_sites=("attention_output", "fc1", "fc2"))
+    first = PruningConfig.create(
+        0.6, levels=LEVELS, block_shape=(8, 8), row_sites=("attention_output", "fc1", "fc2")
+    )
     prune(model, first)
     shrink(model)
     model.save_pretrained(tmp_path / "first")
     loaded = type(model).from_pretrained(tmp_path / "first")
     assert_same_outputs(model, loaded, make_batch())
-    prune(loaded, PruningConfig.create(0.3, block_shape=(4, 4)))
+    prune(loaded, PruningConfig.create(0.3, levels=LEVELS, block_shape=(4, 4)))
     assert 0.27 <= measure_density(loaded) <= 0.3
     masked = clone(loaded)
     shrink(loaded)
@@ -187,7 +190,7 @@ def test_a_pruned_model_can_be_pruned_further(tmp_path):
 
 def test_half_precision_models_are_proved_in_float32(tmp_path):
     model = make_model().bfloat16()
-    prune(model, PruningConfig.create(0.4, block_shape=(4, 4)))
+    prune(model, PruningConfig.create(0.4, levels=LEVELS, block_shape=(4, 4)))
     result = shrink(model)
     assert result.max_difference <= 1e-5 * max(1.0, result.max_output)
     assert next(model.parameters()).dtype is torch.bfloat16

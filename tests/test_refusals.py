@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 from conftest import bert_config, make_batch, make_model, make_trainer, training_arguments
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, shrink, start
 from hf_mlprune.callback import _check_arguments
+from hf_mlprune.config import LEVELS
 from hf_mlprune.shrinking import ShrinkError
 
 
@@ -245,7 +246,7 @@ def test_a_callback_added_later_or_model_init_works_without_resume(tmp_path):
     from hf_mlprune import report
 
     trainer = make_trainer(tmp_path, make_model())
-    trainer.add_callback(PruningCallback(density=0.5, block_shape=(4, 4)))
+    trainer.add_callback(PruningCallback(density=0.5, levels=LEVELS, block_shape=(4, 4)))
     trainer.train()
     assert report(trainer.model).density <= 0.5
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from conftest import make_model, make_trainer
 from hf_mlprune import PruningCallback, PruningConfig, attach
+from hf_mlprune.config import LEVELS
 from hf_mlprune.schedule import make_schedule
 
 HERE = Path(__file__).parent
@@ -32,10 +33,13 @@ class Kill(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == kill:
             os.kill(os.getpid(), signal.SIGKILL)
+callback = PruningCallback(
+    density=0.3, levels=("heads", "rows", "blocks"), block_shape=(8, 4), preset=preset,
+    teacher=folder + "/../teacher",
+)
 trainer = make_trainer(
-    folder, make_model(hidden_dropout_prob=0.1), PruningCallback(density=0.3, block_shape=(8, 4), preset=preset,
-    teacher=folder + "/../teacher"), callbacks=[Kill()], save_strategy="steps", save_steps=1,
-    save_total_limit=2, gradient_accumulation_steps=2,
+    folder, make_model(hidden_dropout_prob=0.1), callback, callbacks=[Kill()],
+    save_strategy="steps", save_steps=1, save_total_limit=2, gradient_accumulation_steps=2,
 )
 trainer.train(resume_from_checkpoint=resume)
 trainer.save_model(folder + "/final")
@@ -63,7 +67,7 @@ def straight(request, tmp_path_factory) -> tuple[str, Path]:
 
 def phase_steps(preset: str) -> list[int]:
     """A step inside each phase, and one at each boundary."""
-    plan = make_schedule(PruningConfig.create(0.3, preset), 24)
+    plan = make_schedule(PruningConfig.create(0.3, preset, levels=LEVELS), 24)
     edges = [plan.structured_end, plan.blocks_end]
     return sorted({1, edges[0] - 2, edges[0], edges[0] + 2, edges[1], 23})
 
@@ -107,7 +111,7 @@ def interrupted(tmp_path, callback, *, stop=12, **changes):
     ],
 )
 def test_resuming_another_run_is_refused(settings, changes, message, tmp_path):
-    same = {"density": 0.3, "block_shape": (8, 4)}
+    same = {"density": 0.3, "levels": LEVELS, "block_shape": (8, 4)}
     interrupted(tmp_path, PruningCallback(**same))
     trainer = make_trainer(tmp_path, make_model(), PruningCallback(**{**same, **settings}), **changes)
     with pytest.raises((ValueError, RuntimeError), match=message):
@@ -155,7 +159,7 @@ def test_resuming_a_model_without_masks_is_refused(tmp_path):
 
 
 def test_attach_inside_model_init_resumes(tmp_path):
-    settings = {"density": 0.3, "block_shape": (8, 4)}
+    settings = {"density": 0.3, "levels": LEVELS, "block_shape": (8, 4)}
 
     def model_init():
         model = make_model()

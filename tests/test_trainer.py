@@ -18,6 +18,7 @@ from conftest import (
     prune,
 )
 from hf_mlprune import PruningCallback, PruningConfig, attach, report
+from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import pruning_state
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.schedule import Phase, make_schedule
@@ -26,7 +27,7 @@ FIGURES = {"density", "density_target", "lambda", "penalty", "pruning_phase"}
 
 
 def settings(**changes):
-    return {"density": 0.3, "block_shape": (8, 4), **changes}
+    return {"density": 0.3, "levels": LEVELS, "block_shape": (8, 4), **changes}
 
 
 class Probe(TrainerCallback):
@@ -186,7 +187,7 @@ def test_trainer_and_custom_loop_make_the_same_model(tmp_path):
     data = [{name: value[row] for name, value in batch.items()} for batch in batches for row in range(4)]
     trainer = make_trainer(
         tmp_path, second, PruningCallback(**settings()), max_steps=20, per_device_train_batch_size=4,
-        lr_scheduler_type="constant", max_grad_norm=0.0, weight_decay=0.01, train_sampling_strategy="sequential",
+        lr_scheduler_type="constant", max_grad_norm=0.0, train_sampling_strategy="sequential",
     )  # fmt: skip
     trainer.train_dataset = data
     trainer.train()

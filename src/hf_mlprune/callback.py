@@ -24,7 +24,7 @@ from .anatomy import find_encoder
 from .card import model_card
 from .carrier import Distiller
 from .config import PruningConfig
-from .distill import load_teacher
+from .distill import Teacher, load_teacher
 from .files import write_folder, write_json
 from .loop import (
     advance,
@@ -52,12 +52,12 @@ class Session:
     """What one `train()` holds besides the run; lives on the model's state, never saved.
 
     Attributes:
-        teacher: as the user gave it.
+        teacher: as the user gave it, loaded and checked.
         distiller: hooks of the distillation, if there is a teacher.
         batches: the last inputs of the model, without labels, by whether it was training.
     """
 
-    teacher: str | PreTrainedModel | None
+    teacher: Teacher | None
     distiller: Distiller | None = None
     batches: dict[bool, Batch] = field(default_factory=dict)
     _handle: RemovableHandle | None = None
@@ -179,10 +179,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         if session.teacher is not None:
             teacher = session.teacher
             if pruning.config.block_teacher == "step1" and _past_step1(pruning):
-                teacher = _find_step1_teacher(args)
+                teacher = load_teacher(_find_step1_teacher(args), model, pruning.config)
             session.distiller = Distiller(
                 model,
-                load_teacher(teacher, model, pruning.config),
+                teacher,
                 pruning.config,
                 autocast_dtype=torch.bfloat16 if args.bf16 else None,
             )
@@ -359,9 +359,9 @@ class PruningCallback(TrainerCallback, ExportableState):
                 f"{self.config}; give the callback no settings to use the model's"
             )
         if not isinstance(pruning.session, Session):
-            pruning.session = Session(self.teacher)
-            if self.teacher is not None:
-                load_teacher(self.teacher, model, pruning.config)
+            given = self.teacher
+            teacher = None if given is None else load_teacher(given, model, pruning.config)
+            pruning.session = Session(teacher)
         return pruning.session
 
     def _check_resumed(self, stored: Any, max_steps: int) -> None:

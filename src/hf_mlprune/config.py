@@ -18,6 +18,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "paper": {
         "method": "thresholds",
+        "levels": LEVELS,
         "row_sites": ROW_SITES,
         "warmup_fraction": 0.0,
         "structured_fraction": 0.45,
@@ -69,7 +70,7 @@ class PruningConfig:
 
     density: float
     preset: str = "default"
-    levels: tuple[str, ...] = LEVELS
+    levels: tuple[str, ...] = ("heads", "rows")
     row_sites: tuple[str, ...] = ("fc1",)
     block_shape: tuple[int, int] = (16, 16)
     exclude: tuple[int, ...] = ()

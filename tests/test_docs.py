@@ -1,0 +1,78 @@
+"""What README and docs say is there is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_mlprune
+from hf_mlprune import PruningConfig
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "src" / "hf_mlprune"
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_parse_and_import_what_there_is(page):
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module == "hf_mlprune":
+                assert {alias.name for alias in node.names} <= set(hf_mlprune.__all__)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PruningCallback":
+                known = set(PruningConfig.__dataclass_fields__) | {"teacher"}
+                assert {keyword.arg for keyword in node.keywords} <= known
+
+
+def test_every_formula_stands_where_the_method_page_says():
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    places = re.findall(r"`([\w/]+\.py): ([\w., ]+)`", page)
+    assert len(places) > 8
+    for file, names in places:
+        source = (SOURCES / file).read_text(encoding="utf-8")
+        for name in names.split(", "):
+            assert re.search(rf"(def|class) {name.split('.')[-1]}\b", source), (file, name)
+
+
+def test_the_architecture_page_names_every_file_and_no_other():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    house = page.split("```")[1]
+    named = set(re.findall(r"^  +([\w/]+(?:\.py|/))", house, re.MULTILINE)) - {"methods/", "modeling/"}
+    there = {path.name for path in SOURCES.glob("*.py")} | {
+        path.name for path in (SOURCES / "modeling").glob("*.py")
+    }
+    assert named == there - {"__init__.py"}
+
+
+def test_public_names_are_documented():
+    for name in hf_mlprune.__all__:
+        assert (getattr(hf_mlprune, name).__doc__ or "").strip(), name
+
+
+def test_every_setting_is_documented():
+    documented = set(re.findall(r"^        (\w+): ", PruningConfig.__doc__ or "", re.MULTILINE))
+    assert documented == set(PruningConfig.__dataclass_fields__)
+
+
+def test_importing_for_serving_needs_no_training_packages():
+    code = (
+        "import sys, hf_mlprune\n"
+        "assert not {'datasets', 'evaluate', 'sklearn', 'matplotlib'} & set(sys.modules), 'training packages'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
