@@ -7,7 +7,7 @@ user's optimizer; scores and thresholds are buffers that the method updates from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ class Gate(nn.Module):
         self.register_buffer("scores", torch.zeros(units, device=device))
         self.mask: Tensor | None = None
         self.open = True
+        self.register_load_state_dict_pre_hook(_check_units)
 
     def set_keep(self, keep: Tensor) -> None:
         """Set the mask of the leading units; those behind them (see block gates) stay kept."""
@@ -66,6 +67,17 @@ class Gate(nn.Module):
             return self.mask
         everything_kept = self.open if self.training else bool(self.keep.all())
         return None if everything_kept else self.keep
+
+
+def _check_units(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
+    """Say what a mask of another size means, before torch lists every tensor of that size."""
+    keep = state_dict.get(f"{prefix}keep")
+    assert isinstance(module, Gate)
+    if keep is not None and len(keep) != module.units:
+        raise ValueError(
+            f"resume: expected {module.units} units in {prefix.rstrip('.')}, got {len(keep)}: the checkpoint "
+            "is of a run with another block_shape, or of a model of other sizes"
+        )
 
 
 @dataclass(frozen=True)
