@@ -276,6 +276,13 @@ def test_every_phase_has_its_gates_and_no_other():
     assert schedule.phase(39) is Phase.FINAL
 
 
+def test_bfloat16_training_is_proved_in_full_precision(tmp_path):
+    callback = PruningCallback(**settings(), teacher=make_model(seed=3))
+    trainer = make_trainer(tmp_path, make_model(), callback, bf16=True, use_cpu=True)
+    trainer.train()
+    assert trainer.model.pruning_report["difference_allowed"] <= 2e-5
+
+
 def test_a_users_own_subclass_keeps_its_class(tmp_path, caplog):
     from transformers import BertForSequenceClassification
 

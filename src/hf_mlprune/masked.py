@@ -42,7 +42,7 @@ class Gate(nn.Module):
         self.register_buffer("scores", torch.zeros(units, device=device))
         self.mask: Tensor | None = None
         self.open = True
-        self.register_load_state_dict_pre_hook(_check_units)
+        self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
 
     def set_keep(self, keep: Tensor) -> None:
         """Set the mask of the leading units; those behind them (see block gates) stay kept."""

@@ -227,7 +227,9 @@ def _outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
     found: list[Tensor] = []
     with _as_in_check(model):
         for batch in batches:
-            out = model(**batch)
+            # The class's own forward: accelerate may have wrapped the instance's in an autocast, whose
+            # rounding would hide errors, or be taken for one.
+            out = type(model).forward(model, **batch)
             found += [value.double() for value in out.values() if isinstance(value, Tensor)]
     return found
 
