@@ -3,58 +3,64 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from conftest import make_model, make_trainer
 from hf_mlprune import PruningCallback, PruningConfig, attach
 from hf_mlprune.config import LEVELS
 from hf_mlprune.schedule import make_schedule
 
-HERE = Path(__file__).parent
+#: A process that has imported everything and run nothing: its forks start at once.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["conftest"])
 
-#: Trains 24 steps with a checkpoint after each, and kills itself after `kill` of them.
-RUN = """
-import os, signal, sys
-sys.path.insert(0, {here!r})
-from conftest import make_model, make_trainer
-from transformers import TrainerCallback
-from hf_mlprune import PruningCallback
-folder, preset, kill, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "resume"
+
 class Kill(TrainerCallback):
+    """Kills its own process, as the out-of-memory killer would, right after a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
     def on_save(self, args, state, control, **kwargs):
-        if state.global_step == kill:
+        if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
-callback = PruningCallback(
-    density=0.3, levels=("heads", "rows", "blocks"), block_shape=(8, 4), preset=preset,
-    teacher=folder + "/../teacher",
-)
-trainer = make_trainer(
-    folder, make_model(hidden_dropout_prob=0.1), callback, callbacks=[Kill()],
-    save_strategy="steps", save_steps=1, save_total_limit=2, gradient_accumulation_steps=2,
-)
-trainer.train(resume_from_checkpoint=resume)
-trainer.save_model(folder + "/final")
-"""
+
+
+def train_and_save(folder: Path, preset: str, kill: int, resume: bool) -> None:
+    """Trains 24 steps with a checkpoint after each; `kill` of 0 is never reached."""
+    torch.set_num_threads(1)
+    teacher = str(folder.parent / "teacher")
+    callback = PruningCallback(0.3, levels=LEVELS, block_shape=(8, 4), preset=preset, teacher=teacher)
+    trainer = make_trainer(
+        folder,
+        make_model(hidden_dropout_prob=0.1),
+        callback,
+        callbacks=[Kill(kill)],
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=2,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(str(folder / "final"))
 
 
 def run(folder: Path, preset: str, kill: int = 0, *, resume: bool = False) -> int:
-    code = RUN.format(here=str(HERE))
-    arguments = [str(folder), preset, str(kill), "resume" if resume else "new"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
-    return done.returncode
+    """Exit code of a process of its own."""
+    process = FORKS.Process(target=train_and_save, args=(folder, preset, kill, resume))
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
 
 
 @pytest.fixture(scope="module", params=["default", "paper"])

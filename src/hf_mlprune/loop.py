@@ -140,7 +140,7 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
             "fractions as before, and start a new run from a dense or pruned model"
         )
     density = measure_density(model)
-    if config.density > density + 1e-9:
+    if step == 0 and config.density > density + 1e-9:
         raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {config.density}")
     state.run = Run(schedule, make_method(config), phase, None, Press(1.0), density, step, step)
     _enter(model, state, state.run, phase)
