@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModel
 
 from conftest import HEADS, assert_same_outputs, clone, make_batch, make_model, outputs, prune
 from hf_mlprune import PruningConfig, attach, report, shrink
+from hf_mlprune.attaching import kinds_of
 from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import measure_density, pruning_state
 from hf_mlprune.masked import MaskedLinear
-from hf_mlprune.prunable import kinds_of
 from hf_mlprune.stages import SITES
 
 

@@ -9,8 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 
 from conftest import bert_config, make_batch, make_model, make_trainer, training_arguments
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, shrink, start
-from hf_mlprune.callback import _check_arguments
 from hf_mlprune.config import LEVELS
+from hf_mlprune.session import check_arguments
 from hf_mlprune.shrinking import ShrinkError
 
 
@@ -210,7 +210,7 @@ def test_training_arguments_that_are_not_supported(name, value, message, tmp_pat
     args._setup_devices  # noqa: B018  (a cached property that would overwrite the number of GPUs)
     object.__setattr__(args, name, value)
     with pytest.raises(ValueError, match=message):
-        _check_arguments(args)
+        check_arguments(args)
 
 
 def test_optimizer_of_another_model(tmp_path):

@@ -127,7 +127,7 @@ def test_resuming_another_run_is_refused(settings, changes, message, tmp_path):
 def test_resuming_without_the_teacher_object_is_refused(tmp_path):
     interrupted(tmp_path, PruningCallback(density=0.3, teacher=make_model(seed=3)))
     trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.3))
-    with pytest.raises(ValueError, match="the interrupted run had a teacher"):
+    with pytest.raises(ValueError, match="the interrupted run had a teacher, this one has none"):
         trainer.train(resume_from_checkpoint=True)
 
 

@@ -156,6 +156,7 @@ def test_evaluation_in_the_middle_measures_the_masked_model(tmp_path):
             copy = clone_without_hooks(model)
             from hf_mlprune import shrink
 
+            pruning_state(copy).run = None
             shrink(copy)
             other = make_trainer(tmp_path / "other", copy)
             losses[state.global_step] = (metrics["eval_loss"], other.evaluate()["eval_loss"])

@@ -12,12 +12,12 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .attaching import KINDS, attach
 from .callback import PruningCallback
 from .config import PruningConfig
 from .loop import advance, collect, start
 from .modeling.bert import PrunedBertConfig
 from .prunable import (
-    KINDS,
     PrunableBertConfig,
     PrunableBertForMaskedLM,
     PrunableBertForMultipleChoice,
@@ -25,7 +25,6 @@ from .prunable import (
     PrunableBertForSequenceClassification,
     PrunableBertForTokenClassification,
     PrunableBertModel,
-    attach,
 )
 from .reporting import Report, report
 from .shrinking import shrink

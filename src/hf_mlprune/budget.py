@@ -55,11 +55,6 @@ def block_weights(shape: tuple[int, int], block_shape: tuple[int, int]) -> Tenso
     return torch.outer(sides[0], sides[1])
 
 
-def multiply_adds(weights: int, tokens: int) -> int:
-    """Multiply-adds of linears with this many kept weights, over a number of tokens."""
-    return weights * tokens
-
-
 def attention_multiply_adds(width: int, batch: int, length: int) -> int:
     """Multiply-adds of scores and context of one layer: two products of ``length² x width``."""
     return 2 * batch * length * length * width

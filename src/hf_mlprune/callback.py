@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -20,11 +18,11 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from .anatomy import find_encoder
+from .attaching import attach, auto_class_name, kinds_of
 from .card import model_card
 from .carrier import Distiller
 from .config import PruningConfig
-from .distill import Teacher, load_teacher
+from .distill import load_teacher
 from .files import write_folder, write_json
 from .loop import (
     advance,
@@ -35,51 +33,23 @@ from .loop import (
     pruning_state,
     start,
 )
-from .masked import PruningState
 from .modeling.bert import REPORT_FILE
-from .prunable import attach, auto_class_name, kinds_of, reset_state
-from .reporting import measure_latency, report
-from .shrinking import Batch, shrink, shrunk_copy
+from .prunable import reset_state
+from .reporting import report
+from .session import (
+    STEP1_TEACHER,
+    Session,
+    check_arguments,
+    check_optimizer,
+    find_step1_teacher,
+    landed,
+    measure,
+    past_step1,
+    session_of,
+)
+from .shrinking import shrink, shrunk_copy
 
 logger = logging.getLogger(__name__)
-
-#: Written when blocks are taught by the step-1 model. The underscore keeps it out of hub uploads.
-STEP1_TEACHER = "_step1_teacher"
-
-
-@dataclass
-class Session:
-    """What one `train()` holds besides the run; lives on the model's state, never saved.
-
-    Attributes:
-        teacher: as the user gave it, loaded and checked.
-        distiller: hooks of the distillation, if there is a teacher.
-        batches: the last inputs of the model, without labels, by whether it was training.
-    """
-
-    teacher: Teacher | None
-    distiller: Distiller | None = None
-    batches: dict[bool, Batch] = field(default_factory=dict)
-    _handle: RemovableHandle | None = None
-
-    def watch(self, model: nn.Module) -> None:
-        """Remember the last inputs of a model."""
-        self._handle = model.register_forward_pre_hook(self._remember, with_kwargs=True)
-
-    def close(self) -> None:
-        """Take all hooks out."""
-        if self.distiller is not None:
-            self.distiller.remove()
-        if self._handle is not None:
-            self._handle.remove()
-
-    def _remember(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.batches[module.training] = {
-            name: value.detach()
-            for name, value in kwargs.items()
-            if isinstance(value, torch.Tensor)
-            and name not in ("labels", "start_positions", "end_positions", "num_items_in_batch")
-        }
 
 
 class PruningCallback(TrainerCallback, ExportableState):
@@ -104,12 +74,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         self,
         density: float | None = None,
         *,
-        teacher: str | PreTrainedModel | None = None,
+        teacher: str | os.PathLike[str] | PreTrainedModel | None = None,
         **settings: Any,
     ) -> None:
         if density is None and settings:
             raise ValueError(f"density is missing, but {sorted(settings)} are given")
-        self.teacher = teacher
+        self.teacher = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
         self.config = None if density is None else PruningConfig.create(density, **settings)
         self.planned_steps: int | None = None
         self.taught_by_object = isinstance(teacher, PreTrainedModel)
@@ -135,9 +105,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Refuse what is not supported; put masks into the model, before a checkpoint is loaded."""
-        _check_arguments(args)
-        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
-            raise ValueError("expected one PruningCallback, got several: one run has one density")
+        check_arguments(args)
+        self._check_alone(state)
         self._prepare(model)
 
     def on_train_begin(
@@ -156,7 +125,9 @@ class PruningCallback(TrainerCallback, ExportableState):
             ValueError: the optimizer does not hold the model's weights, or a resumed run differs
                 from the one that was interrupted.
         """
-        _check_optimizer(model, optimizer)
+        check_arguments(args)
+        self._check_alone(state)
+        check_optimizer(model, optimizer)
         if state.global_step and not is_attached(model):
             raise ValueError(
                 "the checkpoint was loaded before the model had masks (a model from `model_init`, or a "
@@ -167,7 +138,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         pruning = pruning_state(model)
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step:
-            self._check_resumed(stored, state.max_steps)
+            self._check_resumed(stored, state.max_steps, taught=session.teacher is not None)
         else:
             reset_state(pruning)
         self.planned_steps = state.max_steps
@@ -176,17 +147,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         start(model, state.max_steps, state.global_step)
         session.close()
         session.watch(model)
-        if session.teacher is not None:
-            teacher = session.teacher
-            if pruning.config.block_teacher == "step1" and _past_step1(pruning):
-                teacher = load_teacher(_find_step1_teacher(args), model, pruning.config)
-            session.distiller = Distiller(
-                model,
-                teacher,
-                pruning.config,
-                autocast_dtype=torch.bfloat16 if args.bf16 else None,
-            )
-            session.distiller.install()
+        teacher = session.teacher
+        if teacher is not None and pruning.config.step1_teaches and past_step1(pruning):
+            teacher = load_teacher(find_step1_teacher(args), model, pruning.config)
+        session.distiller = Distiller(
+            model, teacher, pruning.config, autocast_dtype=torch.bfloat16 if args.bf16 else None
+        )
+        session.distiller.install()
 
     def on_step_begin(
         self,
@@ -197,9 +164,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         model: PreTrainedModel,
         **kwargs: Any,
     ) -> None:
-        """Forget a best metric of a model that is not yet pruned (see `on_evaluate`)."""
-        if not _landed(pruning_state(model)):
-            state.best_metric = None
+        """Forget the best metric and checkpoint of a model that was not yet pruned.
+
+        So no checkpoint of it can be the best one at the end, and early stopping, which compares with
+        the best metric, counts nothing until all masks are final.
+        """
+        if not landed(pruning_state(model)):
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_pre_optimizer_step(
         self,
@@ -211,7 +182,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Learn from the gradients of the masks."""
-        distiller = _session(model).distiller
+        distiller = session_of(model).distiller
         if distiller is not None:
             distiller.check_arrived()
         collect(model)
@@ -227,11 +198,11 @@ class PruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Set the masks for the next step."""
         pruning = pruning_state(model)
-        before = _past_step1(pruning)
+        before = past_step1(pruning)
         advance(model, state.global_step)
-        session = _session(model)
-        step1 = pruning.config.block_teacher == "step1" and session.distiller is not None
-        if step1 and not before and _past_step1(pruning) and not _landed(pruning):
+        session = session_of(model)
+        step1 = pruning.config.step1_teaches and session.teacher is not None
+        if step1 and not before and past_step1(pruning) and not landed(pruning):
             self._teach_by_step1(args, state, model, session)
 
     def on_log(
@@ -260,7 +231,7 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "penalty": run.press.penalty,
                 "pruning_phase": float(run.phase),
             }
-            distiller = _session(model).distiller
+            distiller = session_of(model).distiller
             mean = distiller.take_mean_loss() if distiller is not None else None
             if mean is not None:
                 figures["distillation_loss"] = mean
@@ -279,21 +250,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         *,
         model: PreTrainedModel,
-        metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        """Keep a model that is not yet pruned from being the best one, and early stopping quiet.
-
-        The metric was logged already. Early stopping counts nothing while there is no best metric.
-        """
-        if not is_attached(model) or pruning_state(model).run is None:
-            return
-        if _landed(pruning_state(model)) or args.metric_for_best_model is None:
-            return
-        state.best_metric = None
-        name = "eval_" + args.metric_for_best_model.removeprefix("eval_")
-        if name in metrics:
-            metrics[name] = float("-inf") if args.greater_is_better else float("inf")
+        """As :meth:`on_step_begin`, for evaluations with no step between them."""
+        if is_attached(model) and pruning_state(model).run is not None:
+            self.on_step_begin(args, state, control, model=model)
 
     def on_train_end(
         self,
@@ -311,19 +272,19 @@ class PruningCallback(TrainerCallback, ExportableState):
             ShrinkError: see :func:`~hf_mlprune.shrinking.shrink`.
         """
         pruning = pruning_state(model)
-        session = _session(model)
+        session = session_of(model)
         session.close()
         for gate in pruning.all_gates():
             gate.refresh()
         target, density = pruning.config.density, measure_density(model)
-        if not _landed(pruning) or density > target + 1e-9:
+        if not landed(pruning) or density > target + 1e-9:
             raise RuntimeError(
                 f"training ended at step {state.global_step} of {state.max_steps}, before pruning did: "
                 f"density {density:.4f}, target {target:g}; checkpoints of this run are whole: resume "
                 "from the last one, or train with fewer steps from the start"
             )
         done = shrink(model, list(session.batches.values()))
-        rows = _measure(model, session)
+        rows = measure(model, session)
         found = report(model, shrunk=done, latency=rows)
         kinds = kinds_of(model)
         model.pruning_report = found.to_dict()
@@ -364,7 +325,11 @@ class PruningCallback(TrainerCallback, ExportableState):
             pruning.session = Session(teacher)
         return pruning.session
 
-    def _check_resumed(self, stored: Any, max_steps: int) -> None:
+    def _check_alone(self, state: TrainerState) -> None:
+        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
+            raise ValueError("expected one PruningCallback, got several: one run has one density")
+
+    def _check_resumed(self, stored: Any, max_steps: int, *, taught: bool) -> None:
         if not isinstance(stored, dict) or "args" not in stored:
             raise ValueError("the checkpoint is not of a pruning run: start the run anew from its weights")
         now = self.state()["args"]
@@ -380,8 +345,12 @@ class PruningCallback(TrainerCallback, ExportableState):
                 f"resume: expected {steps} steps in all as in the interrupted run, got {max_steps}; "
                 "phases are fractions of the run, so it cannot be made longer or shorter half-way"
             )
-        if stored["attributes"]["taught_by_object"] and self.teacher is None:
-            raise ValueError("resume: the interrupted run had a teacher; pass the same model again")
+        before = bool(stored["args"].get("teacher") or stored["attributes"]["taught_by_object"])
+        if before != taught:
+            had, has = ("a teacher" if given else "none" for given in (before, taught))
+            raise ValueError(
+                f"resume: the interrupted run had {had}, this one has {has}; pass the same teacher again"
+            )
 
     def _teach_by_step1(
         self,
@@ -399,64 +368,3 @@ class PruningCallback(TrainerCallback, ExportableState):
         session.watch(model)
         session.distiller.install()
         session.distiller.set_teacher(load_teacher(copy, model, pruning_state(model).config))
-
-
-def _session(model: nn.Module) -> Session:
-    session = pruning_state(model).session
-    assert isinstance(session, Session)
-    return session
-
-
-def _past_step1(pruning: PruningState) -> bool:
-    return int(pruning.landed) >= 1
-
-
-def _landed(pruning: PruningState) -> bool:
-    return int(pruning.landed) >= 2
-
-
-def _find_step1_teacher(args: TrainingArguments) -> str:
-    folder = Path(args.output_dir) / STEP1_TEACHER
-    if not folder.is_dir():
-        raise ValueError(
-            f"resume: expected the step-1 teacher in {folder}, which the interrupted run wrote; "
-            "restore it, or resume from a checkpoint before the block phase"
-        )
-    return str(folder)
-
-
-def _measure(model: PreTrainedModel, session: Session) -> list[Any]:
-    lengths = [batch["input_ids"].shape[-1] for batch in session.batches.values() if "input_ids" in batch]
-    length = max(lengths, default=min(128, model.config.max_position_embeddings))
-    measured = [measure_latency(model, batch, length, rounds=30, budget_seconds=5.0) for batch in (1, 32)]
-    return [row for row in measured if row is not None]
-
-
-def _check_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [
-        name for name, p in find_encoder(model)[1].named_parameters() if p.requires_grad and id(p) not in held
-    ]
-    if missing:
-        raise ValueError(
-            f"expected every trainable encoder weight in the optimizer, but {len(missing)} are not "
-            f"there, e.g. {missing[0]!r}: it was made for another model, or before this one was "
-            "shrunk; make a new Trainer (or optimizer) for this model"
-        )
-
-
-def _check_arguments(args: TrainingArguments) -> None:
-    if args.fp16:
-        raise ValueError(
-            "fp16=True: mask gradients would be scaled by the loss scaler; use bf16=True, or neither"
-        )
-    if args.deepspeed or args.fsdp:
-        raise ValueError(
-            "DeepSpeed and FSDP shard the weights that masks multiply, which is not supported: use "
-            "one process, or DistributedDataParallel (`torchrun`)"
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"expected one GPU per process, got {args.n_gpu} in one (DataParallel): start with "
-            "`torchrun --nproc_per_node=...`, or set CUDA_VISIBLE_DEVICES"
-        )

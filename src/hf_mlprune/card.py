@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .modeling.bert import CARD_MARK
 from .reporting import Report
 
 
@@ -18,6 +19,8 @@ def model_card(report: Report, class_name: str) -> str:
         "library_name: transformers",
         "tags: [pruning, model-compression, hf-mlprune]",
         "---",
+        "",
+        CARD_MARK,
         "",
         "# A pruned encoder",
         "",

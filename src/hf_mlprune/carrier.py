@@ -1,7 +1,9 @@
-"""How the distillation loss reaches the gradients of a training script that is not ours.
+"""How losses reach the gradients of a training script that is not ours.
 
-It rides on ``outputs.loss``: its value stays the task loss, its gradient is that of the whole
-objective. The pruning penalty needs no carrier (see `masked`).
+Micro-batches are weighted by their share of items, with or without a teacher: mask gradients would be
+too large by the number of micro-batches otherwise. The distillation loss rides on ``outputs.loss``: its
+value stays the task loss, its gradient is that of the whole objective. The pruning penalty needs no
+carrier (see `gates`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .config import PruningConfig
 from .distill import Teacher, distillation_loss
@@ -20,11 +23,11 @@ from .distill import Teacher, distillation_loss
 
 @dataclass
 class Distiller:
-    """Hooks of one model that add a teacher's loss to the loss it returns in training mode.
+    """Hooks of one model on the loss that it returns in training mode: shares, and a teacher's loss.
 
     Attributes:
         model: the student.
-        teacher: whose outputs are matched; may be replaced between steps.
+        teacher: whose outputs are matched, if any; may be replaced between steps.
         config: the weights.
         autocast_dtype: dtype of the autocast that the script runs the student under, if any.
         loss_sum: sum of the distillation losses since it was last read.
@@ -32,7 +35,7 @@ class Distiller:
     """
 
     model: PreTrainedModel
-    teacher: Teacher
+    teacher: Teacher | None
     config: PruningConfig
     autocast_dtype: torch.dtype | None = None
     loss_sum: Tensor | float = 0.0
@@ -45,7 +48,7 @@ class Distiller:
 
     def install(self) -> None:
         """Hang the hooks in; with an attention term, switch both models to eager attention."""
-        if self.config.attention_weight:
+        if self.teacher is not None and self.config.attention_weight:
             self._attention = self.model.config._attn_implementation
             self.model.set_attn_implementation("eager")
             self.teacher.model.set_attn_implementation("eager")
@@ -100,6 +103,8 @@ class Distiller:
         # micro-batch's share of items. Most heads ignore it, so that stock runs that accumulate
         # get gradients too large by the number of micro-batches (transformers issue 47688).
         self._items = kwargs.pop("num_items_in_batch", None)
+        if self.teacher is None:
+            return args, kwargs
         kwargs["return_dict"] = True
         if self.config.hidden_weight:
             kwargs["output_hidden_states"] = True
@@ -110,13 +115,18 @@ class Distiller:
     def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
         if not module.training:
             return None
+        if self.teacher is None:
+            if self._items is not None and isinstance(out, ModelOutput) and out.get("loss") is not None:
+                weight, task = self._share(kwargs, out["loss"])
+                out["loss"] = weight * task
+            return out
         if out.get("loss") is None:
             raise RuntimeError(
                 "distillation: the model got no labels and returned no loss, because the training "
                 "script computes the loss itself (label smoothing, `compute_loss_func`); let the "
                 "model compute it, or train without a teacher"
             )
-        aux = self._distillation(args, kwargs, out)
+        aux = self._distillation(self.teacher, args, kwargs, out)
         self.loss_sum = self.loss_sum + aux.detach()
         self.loss_count += 1
         weight, task = self._share(kwargs, out["loss"])
@@ -133,7 +143,7 @@ class Distiller:
     def _note_arrival(self, gradient: Tensor) -> None:
         self._arrived += 1
 
-    def _distillation(self, args: Any, kwargs: dict[str, Any], out: Any) -> Tensor:
+    def _distillation(self, teacher: Teacher, args: Any, kwargs: dict[str, Any], out: Any) -> Tensor:
         inputs = {
             name: value
             for name, value in kwargs.items()
@@ -145,12 +155,12 @@ class Distiller:
             torch.no_grad(),
             torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None),
         ):
-            teacher_out = self.teacher.model(*args, **inputs)
+            teacher_out = teacher.model(*args, **inputs)
         mask = kwargs.get("attention_mask")
         return distillation_loss(
             out,
             teacher_out,
-            self.teacher,
+            teacher,
             self.config,
             # Multiple choice flattens its choices before the encoder.
             attention_mask=mask.flatten(0, -2) if mask is not None else None,

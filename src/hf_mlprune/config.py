@@ -132,8 +132,11 @@ class PruningConfig:
         _check_choices("row_sites", self.row_sites, ROW_SITES)
         _check_choices("method", (self.method,), METHODS)
         _check_choices("block_teacher", (self.block_teacher,), BLOCK_TEACHERS)
-        if not self.levels:
-            raise ValueError(f"levels: expected at least one of {LEVELS}, got none")
+        if not (self.structured or self.blocks):
+            raise ValueError(
+                f"levels: expected at least one of {LEVELS}, and row_sites for rows, got "
+                f"{self.levels} with row_sites={self.row_sites}"
+            )
         if len(self.block_shape) != 2 or not all(
             type(side) is int and 1 <= side <= 4096 for side in self.block_shape
         ):
@@ -185,6 +188,11 @@ class PruningConfig:
     def blocks(self) -> bool:
         """Whether blocks are pruned."""
         return "blocks" in self.levels
+
+    @property
+    def step1_teaches(self) -> bool:
+        """Whether the model as it was after heads and rows teaches the blocks."""
+        return self.structured and self.blocks and self.block_teacher == "step1"
 
     def first_target(self) -> float:
         """Density that heads and rows are pruned to.

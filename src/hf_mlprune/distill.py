@@ -14,10 +14,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .anatomy import anatomy
+from .attaching import auto_class_name, kinds_of
 from .config import PruningConfig
-from .prunable import auto_class_name, kinds_of
+from .modeling.bert import unloaded_keys
 
 logger = logging.getLogger(__name__)
+
+Positions = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,15 @@ class Teacher:
         model: the teacher, on the student's device.
         student_heads: per layer, positions of the shared heads among the student's.
         teacher_heads: the same heads' positions among the teacher's.
+        student_layers: layers of the student that have heads, and so emit attention weights.
+        teacher_layers: the same of the teacher.
     """
 
     model: PreTrainedModel
     student_heads: tuple[tuple[int, ...], ...]
     teacher_heads: tuple[tuple[int, ...], ...]
+    student_layers: tuple[int, ...]
+    teacher_layers: tuple[int, ...]
 
 
 def load_teacher(source: str | PreTrainedModel, student: PreTrainedModel, config: PruningConfig) -> Teacher:
@@ -60,11 +67,26 @@ def load_teacher(source: str | PreTrainedModel, student: PreTrainedModel, config
                 "and pass the model"
             )
         auto = getattr(transformers, auto_class_name(kinds))
-        model = auto.from_pretrained(source, dtype=student.dtype)
+        model, info = auto.from_pretrained(source, dtype=student.dtype, output_loading_info=True)
+        missing = sorted(key for key in unloaded_keys(info) if not key.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"teacher: expected a fine-tuned {type(student).__name__.removeprefix('Prunable')} in "
+                f"{source}, but it lacks {len(missing)} weights, e.g. {missing[0]!r}: fine-tune it first"
+            )
+    _check_head(model, student)
     _check_labels(model, student)
     heads = _shared_heads(model, student, config)
     model.requires_grad_(False)
     return Teacher(model.to(student.device).eval(), *heads)
+
+
+def _check_head(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    theirs, ours = kinds_of(teacher), kinds_of(student)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise ValueError(
+            f"teacher: expected a {ours.stock.__name__} as the student is, got a {theirs.stock.__name__}"
+        )
 
 
 def _check_labels(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
@@ -83,9 +105,9 @@ def _check_labels(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
 
 def _shared_heads(
     teacher: PreTrainedModel, student: PreTrainedModel, config: PruningConfig
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+) -> tuple[Positions, Positions, tuple[int, ...], tuple[int, ...]]:
     if not (config.hidden_weight or config.attention_weight):
-        return (), ()
+        return (), (), (), ()
     try:
         theirs, ours = anatomy(teacher), anatomy(student)
     except (TypeError, ValueError) as error:
@@ -107,13 +129,21 @@ def _shared_heads(
         for a, b in zip(theirs.layers, ours.layers, strict=True)
     ]
 
-    def positions(layers: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    def positions(layers: Sequence[Any]) -> Positions:
         return tuple(
             tuple(layer.structure.heads.index(head) for head in common)
             for layer, common in zip(layers, shared, strict=True)
         )
 
-    return positions(ours.layers), positions(theirs.layers)
+    def emitting(layers: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(index for index, layer in enumerate(layers) if layer.structure.heads)
+
+    return (
+        positions(ours.layers),
+        positions(theirs.layers),
+        emitting(ours.layers),
+        emitting(theirs.layers),
+    )
 
 
 def distillation_loss(
@@ -233,20 +263,22 @@ def attention_loss(
 ) -> Tensor:
     """``Σ_l MSE(A_s, A_t)`` over the heads that both have, ``(batch, heads, tokens, tokens)``."""
     # A layer without heads emits no attention weights at all.
-    ours_at = [heads for heads in shared.student_heads if heads]
-    theirs_at = [heads for heads in shared.teacher_heads if heads]
-    ours, theirs = list(student or ()), list(teacher or ())
-    if len(theirs) != len(theirs_at) or len(ours) < len(ours_at) or not ours:
+    expected = len(shared.student_layers), len(shared.teacher_layers)
+    got = len(student or ()), len(teacher or ())
+    if got != expected or not all(got):
         raise ValueError(
-            f"attention term: expected attention weights of {len(ours_at)} layers from student and "
-            f"teacher, got {len(ours)} and {len(theirs)}: both need eager attention"
+            f"attention term: expected attention weights of {expected[0]} layers of the student and "
+            f"{expected[1]} of the teacher, got {got[0]} and {got[1]}: both need eager attention"
         )
-    ours = [a for a, heads in zip(ours, shared.student_heads, strict=True) if heads]
+    ours = dict(zip(shared.student_layers, student, strict=True))
+    theirs = dict(zip(shared.teacher_layers, teacher, strict=True))
     terms = []
-    for a, b, a_heads, b_heads in zip(ours, theirs, ours_at, theirs_at, strict=True):
-        error = (a[:, list(a_heads)].float() - b[:, list(b_heads)].float()).square()
-        terms.append(_mean_over_real(error.mean(dim=(1, 3)), attention_mask))
-    return torch.stack(terms).sum()
+    for index in sorted(ours.keys() & theirs.keys()):
+        a = ours[index][:, list(shared.student_heads[index])].float()
+        b = theirs[index][:, list(shared.teacher_heads[index])].float()
+        if a.shape[1]:
+            terms.append(_mean_over_real((a - b).square().mean(dim=(1, 3)), attention_mask))
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=student[0].device)
 
 
 def _mean_over_real(error: Tensor, attention_mask: Tensor | None) -> Tensor:

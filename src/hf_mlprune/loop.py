@@ -194,8 +194,12 @@ def advance(model: nn.Module, step: int) -> None:
 def _target(state: PruningState, phase: Phase) -> float:
     """Density at the end of the stage that learns in a phase."""
     config = state.config
-    structured = config.structured and phase <= Phase.STRUCTURED
-    return config.first_target() if structured else config.density
+    if not config.structured or phase > Phase.STRUCTURED:
+        return config.density
+    if config.structured_density is not None or not config.blocks:
+        return config.first_target()
+    # Heads alone, say, cannot reach half of the weights: blocks then do the more.
+    return max(config.first_target(), StructuredStage(state).least_density())
 
 
 def _stage(model: nn.Module, state: PruningState, phase: Phase) -> Stage | None:
@@ -233,8 +237,7 @@ def _land(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None
         stage = _stage(model, state, phase)
         assert stage is not None
         target = _target(state, phase)
-        if stage.density() > target or target < 1:
-            _set_masks(stage, stage.fit(run.method.priorities(stage), target, fill=True))
+        _set_masks(stage, stage.fit(run.method.priorities(stage), target, fill=True))
     state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
 
 
@@ -242,7 +245,7 @@ def _check_reachable(state: PruningState, run: Run) -> None:
     """Refuse before the first step a density below what is always kept."""
     if isinstance(run.stage, StructuredStage):
         zeros = [torch.zeros(live) for live in run.stage.live]
-        run.stage.fit(zeros, state.config.first_target(), fill=False)
+        run.stage.fit(zeros, _target(state, Phase.STRUCTURED), fill=False)
 
 
 def _set_masks(stage: Stage, masks: list[Tensor]) -> None:

@@ -1,13 +1,8 @@
-"""Layers whose masks are learned.
-
-No parameter is added to the model. A gate's mask enters the forward pass as a leaf tensor outside
-the model's parameters, so that its gradient is neither clipped with the weights' nor seen by the
-user's optimizer; scores and thresholds are buffers that the method updates from that gradient.
-"""
+"""Layers whose masks are learned, and the state of a run as a module of the encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,85 +11,12 @@ from torch.nn import functional
 
 from .anatomy import Anatomy
 from .config import PruningConfig
+from .gates import Gate, GateOf
 from .modeling.block_sparse import BlockSparseLinear, scatter_rows
 from .modeling.pruned import RowScatterLinear, SmallLinear
 from .modeling.structure import ROLES, LayerSizes, LayerStructure, grid_shape
 
 STATE_NAME = "pruning"
-
-
-class Gate(nn.Module):
-    """One group of units that compete with one another, and their keep mask.
-
-    Attributes:
-        keep: bool ``(units,)``; 1 = stays.
-        scores: fp32 ``(units,)``; how much a unit is worth. Meaning and scale are the method's.
-        mask: leaf tensor equal to ``keep``, fp32 ``(units,)``; its gradient is dL/dM.
-    """
-
-    keep: Tensor
-    scores: Tensor
-
-    def __init__(self, units: int, device: torch.device) -> None:
-        super().__init__()
-        self.units = units
-        self.register_buffer("keep", torch.ones(units, dtype=torch.bool, device=device))
-        self.register_buffer("scores", torch.zeros(units, device=device))
-        self.mask: Tensor | None = None
-        self.open = True
-        self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
-
-    def set_keep(self, keep: Tensor) -> None:
-        """Set the mask of the leading units; those behind them (see block gates) stay kept."""
-        self.keep[: len(keep)] = keep.to(self.keep.device)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Bring the leaf mask up to ``keep``, which a checkpoint may have replaced."""
-        self.open = bool(self.keep.all())
-        if self.mask is not None:
-            with torch.no_grad():
-                self.mask.copy_(self.keep)
-
-    def learn(self, learning: bool) -> None:
-        """Start or stop collecting the gradient of the mask."""
-        self.mask = self.keep.float().requires_grad_() if learning else None
-        self.refresh()
-
-    def current(self) -> Tensor | None:
-        """The mask to multiply with, or ``None`` if every unit is kept and nothing is learned."""
-        if self.training and self.mask is not None:
-            return self.mask
-        everything_kept = self.open if self.training else bool(self.keep.all())
-        return None if everything_kept else self.keep
-
-
-def _check_units(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
-    """Say what a mask of another size means, before torch lists every tensor of that size."""
-    keep = state_dict.get(f"{prefix}keep")
-    assert isinstance(module, Gate)
-    if keep is not None and len(keep) != module.units:
-        raise ValueError(
-            f"resume: expected {module.units} units in {prefix.rstrip('.')}, got {len(keep)}: the checkpoint "
-            "is of a run with another block_shape, or of a model of other sizes"
-        )
-
-
-@dataclass(frozen=True)
-class GateOf:
-    """A gate seen from rows or columns of a matrix: each unit spans ``span`` of them."""
-
-    gate: Gate
-    span: int
-
-    def keep(self) -> Tensor:
-        """bool, one entry per row or column."""
-        return self.gate.keep.repeat_interleave(self.span)
-
-    def current(self) -> Tensor | None:
-        """As :meth:`Gate.current`, one entry per row or column."""
-        mask = self.gate.current()
-        return None if mask is None else mask.repeat_interleave(self.span)
 
 
 @dataclass
@@ -287,6 +209,12 @@ def insert_masks(anatomy: Anatomy, config: PruningConfig, *, mask_queries_and_ke
     count = len(anatomy.layers)
     if any(index >= count for index in config.exclude) or len(set(config.exclude)) == count:
         raise ValueError(f"exclude: expected some of the layers 0 to {count - 1}, got {list(config.exclude)}")
+    for index in set(config.exclude):
+        if any(isinstance(linear, BlockSparseLinear) for linear in anatomy.layers[index].linears.values()):
+            raise ValueError(
+                f"exclude: layer {index} is stored as blocks, which a further run makes dense again; "
+                "leave it out of exclude"
+            )
     restore_dense_blocks(anatomy)
     state = PruningState(config, anatomy, anatomy.encoder.device)
     casts: list[tuple[nn.Linear, Masks]] = []
@@ -300,7 +228,7 @@ def insert_masks(anatomy: Anatomy, config: PruningConfig, *, mask_queries_and_ke
             casts.append((linear, masks))
     for linear, masks in casts:
         MaskedLinear.cast(linear, masks)
-    anatomy.encoder.add_module(STATE_NAME, state)
+    anatomy.encoder.add_module(STATE_NAME, state.train(anatomy.encoder.training))
     return state
 
 

@@ -1,4 +1,4 @@
-"""Config and models whose masks are learned; `attach` makes any stock BERT one of them."""
+"""Config and models whose masks are learned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 from transformers import (
     BertConfig,
@@ -75,6 +74,7 @@ class PrunableBertMixin(PreTrainedModel):
 
     config: PrunableBertConfig
     config_class = PrunableBertConfig
+    _keep_in_fp32_modules_strict: ClassVar = [STATE_NAME]
     _keys_to_ignore_on_load_missing: ClassVar = [rf"(^|\.){STATE_NAME}\."]
 
     def _insert_masks(self) -> None:
@@ -85,14 +85,14 @@ class PrunableBertMixin(PreTrainedModel):
             )
         encoder = self.base_model
         if config.structure is not None:
-            config.structure = _without_blocks(config.structure)
+            config.structure = without_blocks(config.structure)
             apply_structure(
                 encoder.encoder.layer,
                 pruned.bert_structure(config),
                 pruned.bert_layer_sizes(config),
                 pruned.BERT_PATHS,
             )
-        _new_masks(self, PruningConfig.from_dict(config.pruning))
+        new_masks(self, PruningConfig.from_dict(config.pruning))
 
     def initialize_weights(self) -> None:
         """As in transformers; masks that no checkpoint brought get their initial values.
@@ -172,115 +172,6 @@ class PrunableBertForMultipleChoice(PrunableBertHeadMixin, BertForMultipleChoice
     """:class:`~transformers.BertForMultipleChoice` with masks."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Kinds:
-    """The three classes of one task head."""
-
-    stock: type[PreTrainedModel]
-    prunable: type[PreTrainedModel]
-    pruned: type[PreTrainedModel]
-
-
-KINDS = (
-    Kinds(BertModel, PrunableBertModel, pruned.PrunedBertModel),
-    *(
-        Kinds(stock, prunable, small)
-        for stock, prunable, small in (
-            (
-                BertForSequenceClassification,
-                PrunableBertForSequenceClassification,
-                pruned.PrunedBertForSequenceClassification,
-            ),
-            (
-                BertForTokenClassification,
-                PrunableBertForTokenClassification,
-                pruned.PrunedBertForTokenClassification,
-            ),
-            (
-                BertForQuestionAnswering,
-                PrunableBertForQuestionAnswering,
-                pruned.PrunedBertForQuestionAnswering,
-            ),
-            (BertForMaskedLM, PrunableBertForMaskedLM, pruned.PrunedBertForMaskedLM),
-            (
-                BertForMultipleChoice,
-                PrunableBertForMultipleChoice,
-                pruned.PrunedBertForMultipleChoice,
-            ),
-        )
-    ),
-)
-
-
-def kinds_of(model: nn.Module) -> Kinds | None:
-    """The classes of a model's task head; ``None`` for a class of the user's own."""
-    for kinds in KINDS:
-        if type(model) in (kinds.stock, kinds.prunable, kinds.pruned):
-            return kinds
-    return None
-
-
-def auto_class_name(kinds: Kinds) -> str:
-    """Name of the Auto class that loads models of these classes."""
-    return kinds.stock.__name__.replace("Bert", "Auto" if kinds.stock is BertModel else "AutoModel", 1)
-
-
-def attach(model: nn.Module, config: PruningConfig) -> PruningState:
-    """Make a model prunable, in place: dense, or pruned before.
-
-    Stock classes become the ``PrunableBertFor...`` of the same head, so that checkpoints in the middle
-    of training load through the Auto classes. A class of the user's own keeps its class, and its
-    checkpoints load with that class only. Parameters stay the same objects.
-
-    Args:
-        model: a model with one encoder of a known family.
-        config: the settings.
-
-    Returns:
-        The run's state, a submodule of the encoder.
-
-    Raises:
-        TypeError: the model cannot be pruned (see :func:`~hf_mlprune.anatomy.anatomy`).
-        ValueError: masks are attached already, or a setting does not fit the model.
-    """
-    if any(isinstance(module, PruningState) for module in model.modules()):
-        raise ValueError("the model has masks already: attach once per run")
-    state = _new_masks(model, config)
-    encoder = anatomy_encoder(model)
-    old = encoder.config
-    new = PrunableBertConfig.from_dict({**plain_config(old), "pruning": config.to_dict()})
-    new.structure = _without_blocks(old.structure) if hasattr(old, "structure") else None
-    kinds = kinds_of(model)
-    if kinds is None:
-        logger.warning(
-            "%s is not a stock class: it keeps its class, and its checkpoints load with that class "
-            "only, not through the Auto classes",
-            type(model).__name__,
-        )
-    swap_class(model, old, new, kinds.prunable if kinds else None)
-    return state
-
-
-def anatomy_encoder(model: nn.Module) -> PreTrainedModel:
-    """The encoder inside a model."""
-    return anatomy(model).encoder
-
-
-def swap_class(
-    model: nn.Module, old: BertConfig, new: BertConfig, model_class: type[PreTrainedModel] | None
-) -> None:
-    """Give a model, in place, another config in all modules that share it, and another class."""
-    new._attn_implementation = old._attn_implementation
-    for module in model.modules():
-        if getattr(module, "config", None) is old:
-            module.config = new
-    if model_class is not None:
-        # Building the class once lets transformers learn which outputs it can record.
-        with torch.device("meta"):
-            model_class(new)
-        model.__class__ = model_class
-
-
 def reset_state(state: PruningState) -> None:
     """Give all masks and what they learn from their initial values."""
     method = make_method(state.config)
@@ -289,7 +180,8 @@ def reset_state(state: PruningState) -> None:
     state.landed.zero_()
 
 
-def _new_masks(model: nn.Module, config: PruningConfig) -> PruningState:
+def new_masks(model: nn.Module, config: PruningConfig) -> PruningState:
+    """Put gates into a model's encoder, with what the config's method learns them from."""
     method = make_method(config)
     state = insert_masks(anatomy(model), config, mask_queries_and_keys=method.mask_queries_and_keys)
     for gate in state.all_gates():
@@ -297,15 +189,7 @@ def _new_masks(model: nn.Module, config: PruningConfig) -> PruningState:
     return state
 
 
-def plain_config(config: BertConfig) -> dict[str, Any]:
-    """The fields that a config shares with the stock one of its family."""
-    data: dict[str, Any] = config.to_dict()
-    for key in ("model_type", "auto_map", "structure", "pruning"):
-        data.pop(key, None)
-    return data
-
-
-def _without_blocks(structure: dict[str, Any] | None) -> dict[str, Any] | None:
+def without_blocks(structure: dict[str, Any] | None) -> dict[str, Any] | None:
     """A structure whose matrices are stored dense, as they are while masks are learned."""
     if structure is None:
         return None

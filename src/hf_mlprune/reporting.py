@@ -14,11 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy, anatomy
+from .attaching import kinds_of, plain_config
 from .budget import attention_multiply_adds, block_weights, structure_weights
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.block_sparse import BlockSparseLinear
 from .modeling.structure import ROLES, LayerStructure, grid_shape
-from .prunable import kinds_of, plain_config
 from .shrinking import ShrinkReport, random_batch
 from .timing import interleave
 
@@ -151,7 +151,7 @@ def report(
     total = sum(layer.weights[1] for layer in layers)
     width = [layer.heads[0] * parts.sizes.head_size for layer in layers]
     full_width = parts.sizes.num_heads * parts.sizes.head_size
-    # Masked weights are counted as removed, so that a report is the same before and after shrinking.
+    # Masked weights are counted as removed; the biases that go with them only once they are gone.
     parameters = sum(p.numel() for p in model.parameters())
     embeddings = sum(p.numel() for p in parts.encoder.get_submodule("embeddings").parameters())
     dense = dense_parameters(model)

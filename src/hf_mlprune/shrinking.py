@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import BertForMultipleChoice, PreTrainedModel
 
 from .anatomy import Anatomy, anatomy
+from .attaching import kinds_of, plain_config, swap_class
 from .loop import pruning_state
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.bert import PrunedBertConfig
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from .modeling.pruned import NoHeads, build_linear, set_heads
 from .modeling.structure import LayerStructure, Structure, grid_shape
-from .prunable import kinds_of, plain_config, swap_class
 
 Batch = Mapping[str, Any]
 
@@ -66,10 +66,14 @@ def shrink(model: nn.Module, batches: Sequence[Batch] = ()) -> ShrinkReport:
         What is left, and how equal the two models are.
 
     Raises:
-        ValueError: the model has no masks.
+        ValueError: the model has no masks, or its run is not over.
         ShrinkError: outputs differ by more than rounding. The model is the masked one again.
     """
     state = pruning_state(model)
+    if state.run is not None and int(state.landed) < 2:
+        raise ValueError(
+            "the run is not over: its masks are not final; call `advance` after each of its steps"
+        )
     parts = anatomy(model)
     inputs = list(batches) or [random_batch(model, 2, 32)]
     swaps, structure = _plan(parts, state)
@@ -102,9 +106,10 @@ def shrunk_copy(model: PreTrainedModel, batches: Sequence[Batch] = ()) -> PreTra
     those of :func:`shrink`.
     """
     state = pruning_state(model)
-    session, state.session = state.session, None
+    session, run = state.session, state.run
+    state.session = state.run = None
     copy = deepcopy(model)
-    state.session = session
+    state.session, state.run = session, run
     shrink(copy, batches)
     return copy.eval()
 
@@ -211,15 +216,22 @@ def _check_dtype(model: nn.Module) -> torch.dtype:
 @contextmanager
 def _as_in_check(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and float32 for half-precision models: their rounding would hide errors."""
-    training, dtype = model.training, next(model.parameters()).dtype
+    training = model.training
+    dtypes = {name: tensor.dtype for name, tensor in _floating(model)}
     model.eval()
-    if dtype is not _check_dtype(model):
+    if dtypes and next(iter(dtypes.values())) is not _check_dtype(model):
         model.to(_check_dtype(model))
     try:
         yield
     finally:
-        model.to(dtype)
+        for name, tensor in _floating(model):
+            tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
         model.train(training)
+
+
+def _floating(model: nn.Module) -> list[tuple[str, Tensor]]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
 
 
 @torch.no_grad()
@@ -229,12 +241,20 @@ def _outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
         for batch in batches:
             # The class's own forward: accelerate may have wrapped the instance's in an autocast, whose
             # rounding would hide errors, or be taken for one.
-            out = type(model).forward(model, **batch)
-            found += [value.double() for value in out.values() if isinstance(value, Tensor)]
+            found += _tensors(type(model).forward(model, **batch))
     return found
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    """Every tensor of an output, in order, in float64."""
+    if isinstance(out, Tensor):
+        return [out.double()]
+    values = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()
+    return [tensor for value in values for tensor in _tensors(value)]
 
 
 def _compare(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
-    return difference, max(float(a.abs().max()) for a, _ in pairs)
+    # Not Python's max, which passes over NaN.
+    difference = torch.stack([(a - b).abs().max() for a, b in pairs]).max()
+    return float(difference), float(torch.stack([a.abs().max() for a, _ in pairs]).max())

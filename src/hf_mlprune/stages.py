@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .budget import block_weights, layer_weights, structure_weights
-from .masked import Gate, MaskedLinear, PruningState
+from .gates import Gate
+from .masked import MaskedLinear, PruningState
 from .modeling.structure import LayerStructure
 
 SITES = ("heads", "attention_output", "fc1", "fc2")
@@ -41,7 +42,7 @@ class Stage(ABC):
         """The paper's remaining ratio R of this stage, differentiable in the keep ratios."""
 
     @abstractmethod
-    def _prefix_weights(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
+    def _counter(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
         """Costs of keeping the first p of a sequence of units, and of more on top."""
 
     @abstractmethod
@@ -66,14 +67,7 @@ class Stage(ABC):
         Raises:
             ValueError: the units that every gate keeps cost more than this density.
         """
-        ranked = [self._with_floor(values) for values in priorities]
-        flat = torch.cat(ranked) if ranked else torch.zeros(0)
-        order = flat.argsort(descending=True, stable=True)
-        gate_of = torch.repeat_interleave(
-            torch.arange(len(ranked)), torch.tensor([len(values) for values in ranked])
-        )
-        unit_of = torch.cat([torch.arange(len(values)) for values in ranked])
-        counter = self._prefix_weights(gate_of[order], unit_of[order])
+        order, counter = self._rank(priorities)
         least = sum(min(self.floor, live) for live in self.live)
         limit = int(density * self.total + 1e-6)
         if counter.weights(least) > limit:
@@ -87,9 +81,22 @@ class Stage(ABC):
         chosen = order[:prefix]
         if fill:
             chosen = torch.cat([chosen, order[counter.fill(prefix, limit)]])
-        keep = torch.zeros(len(flat), dtype=torch.bool)
+        keep = torch.zeros(len(order), dtype=torch.bool)
         keep[chosen] = True
-        return list(torch.split(keep, [len(values) for values in ranked]))
+        return list(torch.split(keep, self.live))
+
+    def least_density(self) -> float:
+        """Density of what is always kept."""
+        _, counter = self._rank([torch.zeros(live) for live in self.live])
+        return counter.weights(sum(min(self.floor, live) for live in self.live)) / self.total
+
+    def _rank(self, priorities: Sequence[Tensor]) -> tuple[Tensor, _Counter]:
+        """Units of all gates by falling priority, those of the floor first, and what they cost."""
+        flat = torch.cat([self._with_floor(values) for values in priorities])
+        order = flat.argsort(descending=True, stable=True)
+        gate_of = torch.repeat_interleave(torch.arange(len(self.live)), torch.tensor(self.live))
+        unit_of = torch.cat([torch.arange(live) for live in self.live])
+        return order, self._counter(gate_of[order], unit_of[order])
 
     def _with_floor(self, values: Tensor) -> Tensor:
         values = values.detach().double().cpu().clone()
@@ -190,7 +197,7 @@ class StructuredStage(Stage):
         """R is counted against the dense model: the density itself."""
         return density
 
-    def _prefix_weights(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
+    def _counter(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
         return _StructuredCounter(self, gate_of)
 
 
@@ -265,7 +272,7 @@ class BlockStage(Stage):
         """R is counted against the shrunk matrices: density / measured R1, at most 1."""
         return min(1.0, density * self.total / max(1.0, self.matrix_weights))
 
-    def _prefix_weights(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
+    def _counter(self, gate_of: Tensor, unit_of: Tensor) -> _Counter:
         offsets = torch.tensor([0, *self.live]).cumsum(0)
         return _BlockCounter(torch.cat(self.costs).long()[offsets[gate_of] + unit_of])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config import PruningConfig
-from ..masked import Gate
+from ..gates import Gate
 from ..schedule import Phase, Schedule
 from ..stages import Stage
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..masked import Gate
+from ..gates import Gate
 from ..schedule import Phase
 from ..stages import Stage
 from .base import Method, Moment, Press
@@ -63,11 +63,12 @@ def score_learning_rate(steps: int) -> float:
 
     θ travels about 10 units on its way from its initial value, and Adam moves it about one step
     size a step. The rate is the paper's at the paper's number of steps and grows as steps become
-    fewer, so that the target is reached at the same share of training; it is capped where a single
-    step would jump over the target, unless the phase is so short that θ needs larger steps.
+    fewer, so that the target is reached at the same share of training. It is capped: Adam's momentum
+    carries θ some ten steps beyond the target, where the one-sided penalty does not pull it back. A
+    phase too short to travel at the cap gets the step size that it needs, and gets there later.
     """
     paced = REFERENCE_LEARNING_RATE * REFERENCE_STEPS / steps
-    return min(paced, max(0.3, 40.0 / steps))
+    return min(paced, max(0.03, 30.0 / steps))
 
 
 def rate_multiplier(step: int, steps: int) -> float:
@@ -127,7 +128,7 @@ class LearnedThresholds(Method):
 
     def select(self, stage: Stage, target: float, moment: Moment) -> list[Tensor]:
         """The ``⌈k·n⌉`` units of highest score of each gate."""
-        if moment.phase is Phase.WARMUP:
+        if moment.phase is Phase.WARMUP or target >= 1:
             return [torch.ones(live, dtype=torch.bool) for live in stage.live]
         masks = []
         for gate, live in zip(stage.gates, stage.live, strict=True):

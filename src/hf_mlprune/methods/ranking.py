@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..masked import Gate
+from ..gates import Gate
 from ..schedule import Phase, cubic_target
 from ..stages import Stage
 from .base import Method, Moment, Press

@@ -33,6 +33,9 @@ BERT_PATHS = LayerPaths(
 
 REPORT_FILE = "pruning_report.json"
 
+#: Stands in the model cards that we write, so that a later save may replace them and no other.
+CARD_MARK = "<!-- written by hf-mlprune -->"
+
 
 class PrunedBertConfig(BertConfig):
     """Config of a pruned BERT: the sizes of the dense model, and which units are left.
@@ -79,7 +82,7 @@ class PrunedBertMixin(PreTrainedModel):
     config_class = PrunedBertConfig
 
     #: JSON report of the run that pruned this model, and its model card; `save_pretrained` writes
-    #: what is set, the card only where there is none.
+    #: what is set, the card only where there is none but our own.
     pruning_report: dict[str, Any] | None = None
     pruning_card: str | None = None
 
@@ -127,8 +130,10 @@ class PrunedBertMixin(PreTrainedModel):
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
             report = {**self.pruning_report, "file_bytes": size}
             _write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-        if self.pruning_card is not None and not (folder / "README.md").exists():
-            _write_text(folder / "README.md", self.pruning_card)
+        card = folder / "README.md"
+        ours = not card.exists() or CARD_MARK in card.read_text(encoding="utf-8")
+        if self.pruning_card is not None and ours:
+            _write_text(card, self.pruning_card)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,0 +1,151 @@
+"""attach: make any stock BERT prunable, in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
+
+from .anatomy import find_encoder
+from .config import PruningConfig
+from .masked import PruningState
+from .modeling import bert as pruned
+from .prunable import (
+    PrunableBertConfig,
+    PrunableBertForMaskedLM,
+    PrunableBertForMultipleChoice,
+    PrunableBertForQuestionAnswering,
+    PrunableBertForSequenceClassification,
+    PrunableBertForTokenClassification,
+    PrunableBertModel,
+    new_masks,
+    without_blocks,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """The three classes of one task head."""
+
+    stock: type[PreTrainedModel]
+    prunable: type[PreTrainedModel]
+    pruned: type[PreTrainedModel]
+
+
+KINDS = (
+    Kinds(BertModel, PrunableBertModel, pruned.PrunedBertModel),
+    *(
+        Kinds(stock, prunable, small)
+        for stock, prunable, small in (
+            (
+                BertForSequenceClassification,
+                PrunableBertForSequenceClassification,
+                pruned.PrunedBertForSequenceClassification,
+            ),
+            (
+                BertForTokenClassification,
+                PrunableBertForTokenClassification,
+                pruned.PrunedBertForTokenClassification,
+            ),
+            (
+                BertForQuestionAnswering,
+                PrunableBertForQuestionAnswering,
+                pruned.PrunedBertForQuestionAnswering,
+            ),
+            (BertForMaskedLM, PrunableBertForMaskedLM, pruned.PrunedBertForMaskedLM),
+            (
+                BertForMultipleChoice,
+                PrunableBertForMultipleChoice,
+                pruned.PrunedBertForMultipleChoice,
+            ),
+        )
+    ),
+)
+
+
+def kinds_of(model: nn.Module) -> Kinds | None:
+    """The classes of a model's task head; ``None`` for a class of the user's own."""
+    for kinds in KINDS:
+        if type(model) in (kinds.stock, kinds.prunable, kinds.pruned):
+            return kinds
+    return None
+
+
+def auto_class_name(kinds: Kinds) -> str:
+    """Name of the Auto class that loads models of these classes."""
+    return kinds.stock.__name__.replace("Bert", "Auto" if kinds.stock is BertModel else "AutoModel", 1)
+
+
+def attach(model: nn.Module, config: PruningConfig) -> PruningState:
+    """Make a model prunable, in place: dense, or pruned before.
+
+    Stock classes become the ``PrunableBertFor...`` of the same head, so that checkpoints in the middle
+    of training load through the Auto classes. A class of the user's own keeps its class, which
+    `from_pretrained` does not rebuild (a warning says so). Parameters stay the same objects.
+
+    Args:
+        model: a model with one encoder of a known family.
+        config: the settings.
+
+    Returns:
+        The run's state, a submodule of the encoder.
+
+    Raises:
+        TypeError: the model cannot be pruned (see :func:`~hf_mlprune.anatomy.anatomy`).
+        ValueError: masks are attached already, or a setting does not fit the model.
+    """
+    if any(isinstance(module, PruningState) for module in model.modules()):
+        raise ValueError("the model has masks already: attach once per run")
+    state = new_masks(model, config)
+    old = find_encoder(model)[1].config
+    new = PrunableBertConfig.from_dict({**plain_config(old), "pruning": config.to_dict()})
+    new.structure = without_blocks(old.structure) if hasattr(old, "structure") else None
+    kinds = kinds_of(model)
+    if kinds is None:
+        logger.warning(
+            "%s is not a stock class: it keeps its class and its forward while it is trained and "
+            "pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned checkpoints "
+            "with the stock head, and the class itself fails on their shapes; derive a class for "
+            "serving from the PrunedBertFor... of its head",
+            type(model).__name__,
+        )
+    swap_class(model, old, new, kinds.prunable if kinds else None)
+    return state
+
+
+def swap_class(
+    model: nn.Module, old: BertConfig, new: BertConfig, model_class: type[PreTrainedModel] | None
+) -> None:
+    """Give a model, in place, another config in all modules that share it, and another class."""
+    new._attn_implementation = old._attn_implementation
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new
+    if model_class is not None:
+        # Building the class once lets transformers learn which outputs it can record.
+        with torch.device("meta"):
+            model_class(new)
+        model.__class__ = model_class
+
+
+def plain_config(config: BertConfig) -> dict[str, Any]:
+    """The fields that a config shares with the stock one of its family."""
+    data: dict[str, Any] = config.to_dict()
+    for key in ("model_type", "auto_map", "structure", "pruning"):
+        data.pop(key, None)
+    return data

@@ -1,0 +1,95 @@
+"""Keep masks as gates: one per group of units that compete with one another.
+
+No parameter is added to the model. A gate's mask enters the forward pass as a leaf tensor outside
+the model's parameters, so that its gradient is neither clipped with the weights' nor seen by the
+user's optimizer; scores and thresholds are buffers that the method updates from that gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """One group of units that compete with one another, and their keep mask.
+
+    Attributes:
+        keep: bool ``(units,)``; 1 = stays.
+        scores: fp32 ``(units,)``; how much a unit is worth. Meaning and scale are the method's.
+        mask: leaf tensor equal to ``keep``, fp32 ``(units,)``; its gradient is dL/dM.
+    """
+
+    keep: Tensor
+    scores: Tensor
+
+    def __init__(self, units: int, device: torch.device) -> None:
+        super().__init__()
+        self.units = units
+        self.register_buffer("keep", torch.ones(units, dtype=torch.bool, device=device))
+        # Of float32 whatever the model is: steps of scores and thresholds vanish in bfloat16.
+        self.register_buffer("scores", torch.zeros(units, dtype=torch.float32, device=device))
+        self.mask: Tensor | None = None
+        self._open: tuple[int, int, bool] | None = None
+        self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
+
+    def set_keep(self, keep: Tensor) -> None:
+        """Set the mask of the leading units; those behind them (see block gates) stay kept."""
+        self.keep[: len(keep)] = keep.to(self.keep.device)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring the leaf mask up to ``keep``, which a checkpoint may have replaced."""
+        if self.mask is not None:
+            with torch.no_grad():
+                self.mask.copy_(self.keep)
+
+    def learn(self, learning: bool) -> None:
+        """Start or stop collecting the gradient of the mask."""
+        self.mask = self.keep.float().requires_grad_() if learning else None
+        self.refresh()
+
+    def current(self) -> Tensor | None:
+        """The mask to multiply with, or ``None`` if every unit is kept and nothing is learned."""
+        if self.training and self.mask is not None:
+            return self.mask
+        return None if self.open else self.keep
+
+    @property
+    def open(self) -> bool:
+        """Whether every unit is kept; looked up again whenever the mask was written or replaced."""
+        key = (id(self.keep), self.keep._version)
+        if self._open is None or self._open[:2] != key:
+            self._open = (*key, bool(self.keep.all()))
+        return self._open[2]
+
+
+def _check_units(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
+    """Say what a mask of another size means, before torch lists every tensor of that size."""
+    keep = state_dict.get(f"{prefix}keep")
+    assert isinstance(module, Gate)
+    if keep is not None and len(keep) != module.units:
+        raise ValueError(
+            f"resume: expected {module.units} units in {prefix.rstrip('.')}, got {len(keep)}: the checkpoint "
+            "is of a run with another block_shape, or of a model of other sizes"
+        )
+
+
+@dataclass(frozen=True)
+class GateOf:
+    """A gate seen from rows or columns of a matrix: each unit spans ``span`` of them."""
+
+    gate: Gate
+    span: int
+
+    def keep(self) -> Tensor:
+        """bool, one entry per row or column."""
+        return self.gate.keep.repeat_interleave(self.span)
+
+    def current(self) -> Tensor | None:
+        """As :meth:`Gate.current`, one entry per row or column."""
+        mask = self.gate.current()
+        return None if mask is None else mask.repeat_interleave(self.span)

@@ -1,0 +1,141 @@
+"""What one `train()` of the stock Trainer holds besides the run, and the checks before it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, TrainingArguments
+
+from .anatomy import find_encoder
+from .carrier import Distiller
+from .distill import Teacher
+from .loop import pruning_state
+from .masked import PruningState
+from .reporting import Latency, measure_latency
+from .shrinking import Batch
+
+#: Written when blocks are taught by the step-1 model. The underscore keeps it out of hub uploads.
+STEP1_TEACHER = "_step1_teacher"
+
+
+@dataclass
+class Session:
+    """What one `train()` holds besides the run; lives on the model's state, never saved.
+
+    Attributes:
+        teacher: as the user gave it, loaded and checked.
+        distiller: hooks of the distillation, if there is a teacher.
+        batches: the last inputs of the model, without labels, by whether it was training.
+    """
+
+    teacher: Teacher | None
+    distiller: Distiller | None = None
+    batches: dict[bool, Batch] = field(default_factory=dict)
+    _handle: RemovableHandle | None = None
+
+    def watch(self, model: nn.Module) -> None:
+        """Remember the last inputs of a model."""
+        self._handle = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def close(self) -> None:
+        """Take all hooks out."""
+        if self.distiller is not None:
+            self.distiller.remove()
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _remember(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs)
+        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        self.batches[module.training] = {
+            name: value.detach()
+            for name, value in given.items()
+            if isinstance(value, torch.Tensor)
+            and name not in ("labels", "start_positions", "end_positions", "num_items_in_batch")
+        }
+
+
+def session_of(model: nn.Module) -> Session:
+    """The session of a model that is being trained."""
+    session = pruning_state(model).session
+    assert isinstance(session, Session)
+    return session
+
+
+def past_step1(pruning: PruningState) -> bool:
+    """Whether head and row masks are final."""
+    return int(pruning.landed) >= 1
+
+
+def landed(pruning: PruningState) -> bool:
+    """Whether all masks are final."""
+    return int(pruning.landed) >= 2
+
+
+def find_step1_teacher(args: TrainingArguments) -> str:
+    """Folder of the step-1 teacher that an interrupted run wrote.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    folder = Path(args.output_dir) / STEP1_TEACHER
+    if not folder.is_dir():
+        raise ValueError(
+            f"resume: expected the step-1 teacher in {folder}, which the interrupted run wrote; "
+            "restore it, or resume from a checkpoint before the block phase"
+        )
+    return str(folder)
+
+
+def measure(model: PreTrainedModel, session: Session) -> list[Latency]:
+    """Latency of one and of 32 sequences as long as the last batch's; none for a user's own class."""
+    lengths = [batch["input_ids"].shape[-1] for batch in session.batches.values() if "input_ids" in batch]
+    length = max(lengths, default=128)
+    measured = [measure_latency(model, batch, length, rounds=30, budget_seconds=5.0) for batch in (1, 32)]
+    return [row for row in measured if row is not None]
+
+
+def check_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that does not train this model.
+
+    Raises:
+        ValueError: a trainable encoder weight is not in it.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [
+        name for name, p in find_encoder(model)[1].named_parameters() if p.requires_grad and id(p) not in held
+    ]
+    if missing:
+        raise ValueError(
+            f"expected every trainable encoder weight in the optimizer, but {len(missing)} are not "
+            f"there, e.g. {missing[0]!r}: it was made for another model, or before this one was "
+            "shrunk; make a new Trainer (or optimizer) for this model"
+        )
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Refuse ways of training that masks do not work in.
+
+    Raises:
+        ValueError: fp16, DeepSpeed, FSDP or DataParallel, with what to use instead.
+    """
+    if args.fp16:
+        raise ValueError(
+            "fp16=True: mask gradients would be scaled by the loss scaler; use bf16=True, or neither"
+        )
+    if args.deepspeed or args.fsdp:
+        raise ValueError(
+            "DeepSpeed and FSDP shard the weights that masks multiply, which is not supported: use "
+            "one process, or DistributedDataParallel (`torchrun`)"
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"expected one GPU per process, got {args.n_gpu} in one (DataParallel): start with "
+            "`torchrun --nproc_per_node=...`, or set CUDA_VISIBLE_DEVICES"
+        )
