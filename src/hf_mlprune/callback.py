@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,6 @@ from .session import (
     session_of,
 )
 from .shrinking import shrink, shrunk_copy
-
-logger = logging.getLogger(__name__)
 
 
 class PruningCallback(TrainerCallback, ExportableState):

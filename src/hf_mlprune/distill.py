@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,6 @@ from .anatomy import anatomy
 from .attaching import auto_class_name, kinds_of
 from .config import PruningConfig
 from .modeling.bert import unloaded_keys
-
-logger = logging.getLogger(__name__)
 
 Positions = tuple[tuple[int, ...], ...]
 

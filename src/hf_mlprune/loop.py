@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .anatomy import find_encoder
-from .budget import block_weights, structure_weights
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .methods import Method, make_method
 from .methods.base import Moment, Press
-from .modeling.structure import LayerStructure
 from .schedule import Phase, Schedule, make_schedule
 from .stages import BlockStage, Stage, StructuredStage
 
@@ -38,6 +36,7 @@ class Run:
         method: how worth is learned.
         step: completed optimizer steps.
         phase: present phase.
+        target: density at the end of the present stage.
         stage: gates that learn now, or ``None`` once all masks are final.
         press: the method's last density target, λ and penalty.
         density: present density.
@@ -47,6 +46,7 @@ class Run:
     schedule: Schedule
     method: Method
     phase: Phase
+    target: float
     stage: Stage | None
     press: Press
     density: float
@@ -82,22 +82,8 @@ def masked_linears(model: nn.Module) -> list[MaskedLinear]:
 def measure_density(model: nn.Module) -> float:
     """Kept weights of the prunable linears / all of them in the dense model."""
     state = pruning_state(model)
-    kept = 0
-    for linear in masked_linears(model):
-        gate = linear.masks.blocks
-        if gate is None:
-            rows, columns = linear.kept_shape()
-            kept += rows * columns
-        else:
-            costs = block_weights(linear.kept_shape(), linear.masks.block_shape).flatten()
-            kept += int(costs[gate.keep[: len(costs)].cpu()].sum())
-    return kept / total_weights(state)
-
-
-def total_weights(state: PruningState) -> int:
-    """Weights of the prunable linears of the dense model."""
-    full = structure_weights(LayerStructure.full(state.sizes), state.sizes)
-    return full * len(state.included())
+    live = [linear.live_blocks() for linear in masked_linears(model)]
+    return sum(int(costs[keep].sum()) for costs, keep in live) / state.total_weights()
 
 
 def current_run(state: PruningState) -> Run:
@@ -142,9 +128,11 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
     density = measure_density(model)
     if step == 0 and config.density > density + 1e-9:
         raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {config.density}")
-    state.run = Run(schedule, make_method(config), phase, None, Press(1.0), density, step, step)
+    state.run = Run(
+        schedule, make_method(config), phase, config.density, None, Press(1.0), density, step, step
+    )
     _enter(model, state, state.run, phase)
-    _check_reachable(state, state.run)
+    _check_reachable(state.run)
 
 
 def collect(model: nn.Module) -> None:
@@ -160,7 +148,7 @@ def collect(model: nn.Module) -> None:
         return
     gradients = _take_gradients(run.stage)
     moment = Moment(run.step, run.phase, run.schedule)
-    run.press = run.method.learn(run.stage, gradients, _target(state, run.phase), moment)
+    run.press = run.method.learn(run.stage, gradients, run.target, moment)
 
 
 def advance(model: nn.Module, step: int) -> None:
@@ -185,7 +173,7 @@ def advance(model: nn.Module, step: int) -> None:
         _enter(model, state, run, phase)
     elif run.stage is not None and phase is not Phase.WARMUP:
         moment = Moment(step, phase, run.schedule)
-        masks = run.method.select(run.stage, _target(state, phase), moment)
+        masks = run.method.select(run.stage, run.target, moment)
         _set_masks(run.stage, masks)
     if run.stage is not None:
         _watch(state, run, step)
@@ -219,11 +207,12 @@ def _stage(model: nn.Module, state: PruningState, phase: Phase) -> Stage | None:
 
 def _enter(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None:
     run.phase = phase
+    run.target = _target(state, phase)
     run.stage = _stage(model, state, phase)
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():
         gate.learn(id(gate) in learning)
-    run.press = Press(_target(state, phase) if phase > Phase.WARMUP else 1.0)
+    run.press = Press(run.target if phase > Phase.WARMUP else 1.0)
     if phase is Phase.FINAL:
         for linear in masked_linears(model):
             linear.masks.layout = linear.block_layout() if linear.masks.blocks else None
@@ -241,11 +230,11 @@ def _land(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None
     state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
 
 
-def _check_reachable(state: PruningState, run: Run) -> None:
+def _check_reachable(run: Run) -> None:
     """Refuse before the first step a density below what is always kept."""
     if isinstance(run.stage, StructuredStage):
         zeros = [torch.zeros(live) for live in run.stage.live]
-        run.stage.fit(zeros, _target(state, Phase.STRUCTURED), fill=False)
+        run.stage.fit(zeros, run.target, fill=False)
 
 
 def _set_masks(stage: Stage, masks: list[Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .anatomy import Anatomy
+from .budget import block_weights, structure_weights
 from .config import PruningConfig
 from .gates import Gate, GateOf
 from .modeling.block_sparse import BlockSparseLinear, scatter_rows
@@ -66,6 +67,17 @@ class MaskedLinear(nn.Linear):
             int(rows.keep().sum()) if rows else self.out_features,
             int(columns.keep().sum()) if columns else self.in_features,
         )
+
+    def live_blocks(self) -> tuple[Tensor, Tensor]:
+        """Weights of each block of the kept rows and columns, int64, and whether it stays, bool.
+
+        Both flat, grid row by grid row. A linear whose blocks are not pruned is one block that stays.
+        """
+        gate, shape = self.masks.blocks, self.kept_shape()
+        if gate is None:
+            return torch.tensor([shape[0] * shape[1]]), torch.ones(1, dtype=torch.bool)
+        costs = block_weights(shape, self.masks.block_shape).flatten()
+        return costs, gate.keep[: len(costs)].cpu()
 
     def block_layout(self) -> tuple[Tensor, Tensor]:
         """One-hot maps from the block grid, laid over kept rows and columns, to the matrix.
@@ -159,6 +171,11 @@ class PruningState(nn.Module):
     def included(self) -> list[int]:
         """Indices of the layers that are pruned."""
         return [i for i in range(len(self.base)) if i not in self.config.exclude]
+
+    def total_weights(self) -> int:
+        """Weights of the prunable linears of the dense model: the denominator of density."""
+        full = structure_weights(LayerStructure.full(self.sizes), self.sizes)
+        return full * len(self.included())
 
     def kept_structure(self, index: int) -> LayerStructure:
         """Kept units of one layer as indices into the dense layer, blocks not considered."""

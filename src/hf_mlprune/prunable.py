@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any, ClassVar
 
 from torch import nn
@@ -25,7 +24,11 @@ from .methods import make_method
 from .modeling import bert as pruned
 from .modeling.pruned import apply_structure
 
-logger = logging.getLogger(__name__)
+
+def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of a pruning run out of keyword arguments."""
+    names = {field.name for field in dataclasses.fields(PruningConfig)}
+    return {name: kwargs.pop(name) for name in names & set(kwargs)}
 
 
 class PrunableBertConfig(BertConfig):
@@ -46,8 +49,7 @@ class PrunableBertConfig(BertConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Settings given by name become :attr:`pruning`; see ``PruningConfig.create`` for errors."""
-        names = {field.name for field in dataclasses.fields(PruningConfig)}
-        settings = {name: kwargs.pop(name) for name in names & set(kwargs)}
+        settings = _take_settings(kwargs)
         if settings:
             self.pruning = PruningConfig.from_dict({**(self.pruning or {}), **settings}).to_dict()
         super().__post_init__(**kwargs)
@@ -55,8 +57,7 @@ class PrunableBertConfig(BertConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; settings of a run given by name are checked and kept."""
-        names = {field.name for field in dataclasses.fields(PruningConfig)}
-        settings = {name: kwargs.pop(name) for name in names & set(kwargs)}
+        settings = _take_settings(kwargs)
         return super().from_dict({**config_dict, **settings}, **kwargs)
 
     @classmethod

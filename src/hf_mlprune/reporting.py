@@ -260,8 +260,7 @@ def _layer_report(parts: Anatomy, index: int) -> LayerReport:
         rows, columns = kept.linear_shape(role, sizes)
         linear = layer.linears.get(role)
         if isinstance(linear, MaskedLinear) and linear.masks.blocks is not None:
-            costs = block_weights((rows, columns), linear.masks.block_shape).flatten()
-            keep = linear.masks.blocks.keep[: len(costs)].cpu()
+            costs, keep = linear.live_blocks()
             blocks = [blocks[0] + int(keep.sum()), blocks[1] + len(costs)]
             weights += int(costs[keep].sum())
         elif isinstance(linear, BlockSparseLinear):

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .budget import block_weights, layer_weights, structure_weights
+from .budget import block_weights, layer_weights
 from .gates import Gate
 from .masked import MaskedLinear, PruningState
-from .modeling.structure import LayerStructure
 
 SITES = ("heads", "attention_output", "fc1", "fc2")
 
@@ -133,7 +132,6 @@ class StructuredStage(Stage):
     def __init__(self, state: PruningState) -> None:
         self.state = state
         self.layers = state.included()
-        sizes = state.sizes
         self.places = [
             (position, site)
             for position, index in enumerate(self.layers)
@@ -143,7 +141,7 @@ class StructuredStage(Stage):
         self.gates = [state.gates(self.layers[p])[site] for p, site in self.places]
         self.live = [gate.units for gate in self.gates]
         self.floor = state.config.minimum_units
-        self.total = structure_weights(LayerStructure.full(sizes), sizes) * len(self.layers)
+        self.total = state.total_weights()
         # Widths before this run, (layers, sites); heads are counted in units of one head.
         self.widths = torch.tensor(
             [[len(getattr(state.base[i], site)) for site in SITES] for i in self.layers]
@@ -244,8 +242,7 @@ class BlockStage(Stage):
 
     def __init__(self, state: PruningState, linears: Sequence[tuple[Gate, MaskedLinear]]) -> None:
         self.gates = [gate for gate, _ in linears]
-        sizes = state.sizes
-        self.total = structure_weights(LayerStructure.full(sizes), sizes) * len(state.included())
+        self.total = state.total_weights()
         shape = state.config.block_shape
         self.costs = [block_weights(linear.kept_shape(), shape).flatten().double() for _, linear in linears]
         self.live = [len(costs) for costs in self.costs]
