@@ -34,6 +34,7 @@ from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, PrunedBertModel
 
 MODELING = Path(hf_mlprune.__file__).parent / "modeling"
+CODE = {path.name for path in MODELING.glob("*.py")} - {"__init__.py"}
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -77,9 +78,9 @@ def test_folder_is_smaller_and_has_code_report_and_no_pickle(pruned_folder, tmp_
     # training_args.bin is the Trainer's own; nothing of ours is pickled.
     assert {path.name for path in pruned_folder.iterdir()} == {
         "config.json", "model.safetensors", "training_args.bin", "pruning_report.json", "README.md",
-        "bert.py", "pruned.py", "block_sparse.py", "structure.py",
+        *CODE,
     }  # fmt: skip
-    for name in ("bert.py", "pruned.py", "block_sparse.py", "structure.py"):
+    for name in CODE:
         assert (pruned_folder / name).read_bytes() == (MODELING / name).read_bytes()
     report = json.loads((pruned_folder / "pruning_report.json").read_text())
     assert report["density"] <= 0.3
@@ -326,3 +327,23 @@ def test_weights_of_another_run_are_noticed_by_their_rows(tmp_path):
     edit_config(tmp_path, shift)
     with pytest.raises(ValueError, match="config and weights are not of the same model"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_another_preset_brings_its_own_values(tmp_path):
+    PrunableBertConfig(density=0.2, stall_steps=7, preset="paper").save_pretrained(tmp_path)
+    same = PrunableBertConfig.from_pretrained(tmp_path, density=0.4)
+    assert same.pruning == PruningConfig.create(0.4, preset="paper", stall_steps=7).to_dict()
+    other = PrunableBertConfig.from_pretrained(tmp_path, preset="default")
+    assert other.pruning == PruningConfig.create(0.2).to_dict()
+
+
+def test_a_field_of_the_users_config_named_like_a_setting_stays_a_field(tmp_path):
+    model = make_model(exclude=["a"], method="mine")
+    attach(model, PruningConfig.create(0.5))
+    assert (model.config.exclude, model.config.method) == (["a"], "mine")
+    assert model.config.pruning == PruningConfig.create(0.5).to_dict()
+    model.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert (loaded.exclude, loaded.method, loaded.pruning["method"]) == (["a"], "mine", "ranking")
+    changed = PrunableBertConfig.from_pretrained(tmp_path, density=0.3, method="thresholds")
+    assert (changed.method, changed.pruning["method"]) == ("mine", "thresholds")

@@ -296,6 +296,17 @@ def test_a_wider_teacher_teaches_by_its_logits(tmp_path):
     assert any("distillation_loss" in row for row in trainer.state.log_history)
 
 
+def test_a_step1_teacher_of_a_users_own_class(tmp_path):
+    class Mine(BertForSequenceClassification):
+        pass
+
+    model = make_model()
+    model.__class__ = Mine
+    callback = PruningCallback(density=0.3, preset="paper", teacher=make_model(seed=1))
+    with pytest.raises(TypeError, match=r"expected a stock class, got Mine.* set block_teacher='teacher'"):
+        make_trainer(tmp_path, model, callback)
+
+
 def test_the_student_as_its_own_teacher(tmp_path):
     model = make_model()
     with pytest.raises(ValueError, match="another model than the one that is pruned"):

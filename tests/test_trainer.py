@@ -321,3 +321,46 @@ def test_a_stall_is_reported(tmp_path, caplog):
     trainer.train()
     assert "density has been 1.0000 for 2 steps" in caplog.text
     assert report(trainer.model).density <= 0.3
+
+
+def test_both_models_have_their_own_attention_back_after_the_run(tmp_path):
+    model, teacher = make_model(), make_model(seed=3)
+    assert model.config._attn_implementation == teacher.config._attn_implementation == "sdpa"
+    used = Probe(lambda model: (model.config._attn_implementation, teacher.config._attn_implementation))
+    make_trainer(
+        tmp_path, model, PruningCallback(**settings(preset="paper"), teacher=teacher), callbacks=[used]
+    ).train()
+    assert used.seen[1] == ("eager", "eager")
+    assert model.config._attn_implementation == teacher.config._attn_implementation == "sdpa"
+
+
+def test_density_is_told_of_the_pruned_layers_and_of_all(tmp_path, capsys):
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(**settings(exclude=(1,))))
+    trainer.train()
+    layers = report(trainer.model).layers
+    assert layers[1].weights[0] == layers[1].weights[1]
+    first, both = layers[0].weights[0] / layers[0].weights[1], report(trainer.model).density
+    assert 0.28 <= first <= 0.3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"landed at density {first:.4f} (target 0.3) in the 1 layers" in said
+    assert f"{both:.4f} in all" in said
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_density_one_keeps_everything(preset, tmp_path):
+    model = make_model()
+    trainer = make_trainer(
+        tmp_path, model, PruningCallback(1.0, preset=preset, levels=LEVELS, block_shape=(8, 4))
+    )
+    trainer.train()
+    assert report(trainer.model).density == 1.0
+
+
+def test_blocks_alone_in_the_paper_preset_are_taught_by_the_teacher(tmp_path):
+    callback = PruningCallback(
+        0.4, preset="paper", levels=("blocks",), block_shape=(8, 4), teacher=make_model(seed=3)
+    )
+    trainer = make_trainer(tmp_path, make_model(), callback)
+    trainer.train()
+    assert 0.38 <= report(trainer.model).density <= 0.4
+    assert not (tmp_path / "_step1_teacher").exists()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -34,12 +33,13 @@ from .loop import (
 )
 from .modeling.bert import REPORT_FILE
 from .prunable import reset_state
-from .reporting import report
+from .reporting import print_end, report
 from .session import (
     STEP1_TEACHER,
     Session,
     check_arguments,
     check_optimizer,
+    check_resumed,
     find_step1_teacher,
     landed,
     measure,
@@ -135,7 +135,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         pruning = pruning_state(model)
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step:
-            self._check_resumed(stored, state.max_steps, taught=session.teacher is not None)
+            check_resumed(stored, self.state(), state.max_steps, taught=session.teacher is not None)
         else:
             reset_state(pruning)
         self.planned_steps = state.max_steps
@@ -289,18 +289,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             model.pruning_card = model_card(found, auto_class_name(kinds))
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
-            console = Console(stderr=True)
-            console.print(found.table())
-            for row in rows:
-                console.print(
-                    f"{row.batch} x {row.length} tokens on {row.device}, {row.threads} threads: "
-                    f"{row.dense_seconds * 1e3:.1f} ms dense, {row.pruned_seconds * 1e3:.1f} ms pruned "
-                    f"({row.speedup:.2f}x)"
-                )
-            console.print(
-                f"landed at density {density:.4f} (target {target:g}); masked and shrunk outputs "
-                f"differ by {done.max_difference:.1e} at most"
-            )
+            print_end(found, target, pruning.config.exclude)
 
     def _prepare(self, model: PreTrainedModel) -> Session:
         """Attach masks and a session to a model that has none; check the teacher."""
@@ -318,6 +307,11 @@ class PruningCallback(TrainerCallback, ExportableState):
             )
         if not isinstance(pruning.session, Session):
             given = self.teacher
+            if given is not None and pruning.config.step1_teaches and kinds_of(model) is None:
+                raise TypeError(
+                    f"block_teacher='step1': expected a stock class, got {type(model).__name__}, whose "
+                    "step-1 model a resumed run could not load again; set block_teacher='teacher'"
+                )
             teacher = None if given is None else load_teacher(given, model, pruning.config)
             pruning.session = Session(teacher)
         return pruning.session
@@ -325,29 +319,6 @@ class PruningCallback(TrainerCallback, ExportableState):
     def _check_alone(self, state: TrainerState) -> None:
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("expected one PruningCallback, got several: one run has one density")
-
-    def _check_resumed(self, stored: Any, max_steps: int, *, taught: bool) -> None:
-        if not isinstance(stored, dict) or "args" not in stored:
-            raise ValueError("the checkpoint is not of a pruning run: start the run anew from its weights")
-        now = self.state()["args"]
-        for name in sorted(set(stored["args"]) | set(now)):
-            before = stored["args"].get(name)
-            if before != now.get(name):
-                raise ValueError(
-                    f"resume: expected {name}={before!r} as in the interrupted run, got {now.get(name)!r}"
-                )
-        steps = stored["attributes"]["planned_steps"]
-        if steps != max_steps:
-            raise ValueError(
-                f"resume: expected {steps} steps in all as in the interrupted run, got {max_steps}; "
-                "phases are fractions of the run, so it cannot be made longer or shorter half-way"
-            )
-        before = bool(stored["args"].get("teacher") or stored["attributes"]["taught_by_object"])
-        if before != taught:
-            had, has = ("a teacher" if given else "none" for given in (before, taught))
-            raise ValueError(
-                f"resume: the interrupted run had {had}, this one has {has}; pass the same teacher again"
-            )
 
     def _teach_by_step1(
         self,
@@ -362,6 +333,6 @@ class PruningCallback(TrainerCallback, ExportableState):
         copy = shrunk_copy(model, list(session.batches.values()))
         if state.is_world_process_zero:
             write_folder(Path(args.output_dir) / STEP1_TEACHER, copy.save_pretrained)
+        session.distiller.teacher = load_teacher(copy, model, pruning_state(model).config)
         session.watch(model)
         session.distiller.install()
-        session.distiller.set_teacher(load_teacher(copy, model, pruning_state(model).config))

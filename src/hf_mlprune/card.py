@@ -47,12 +47,7 @@ def model_card(report: Report, class_name: str) -> str:
     ]
     if report.latency:
         lines += ["## Latency", ""]
-        lines += [
-            f"- {row.batch} x {row.length} tokens on {row.device}, {row.threads} threads: "
-            f"{row.dense_seconds * 1e3:.1f} ms dense, {row.pruned_seconds * 1e3:.1f} ms pruned "
-            f"({row.speedup:.2f}x)"
-            for row in report.latency
-        ]
+        lines += [f"- {row}" for row in report.latency]
         lines.append("")
     if report.max_difference is not None:
         lines += [

@@ -27,7 +27,7 @@ class Distiller:
 
     Attributes:
         model: the student.
-        teacher: whose outputs are matched, if any; may be replaced between steps.
+        teacher: whose outputs are matched, if any; may be replaced while the hooks are out.
         config: the weights.
         autocast_dtype: dtype of the autocast that the script runs the student under, if any.
         loss_sum: sum of the distillation losses since it was last read.
@@ -44,33 +44,26 @@ class Distiller:
     _items: Any = None
     _carried: int = 0
     _arrived: int = 0
-    _attention: str | None = None
+    _attention: list[tuple[PreTrainedModel, str]] = field(default_factory=list)
 
     def install(self) -> None:
         """Hang the hooks in; with an attention term, switch both models to eager attention."""
         if self.teacher is not None and self.config.attention_weight:
-            self._attention = self.model.config._attn_implementation
-            self.model.set_attn_implementation("eager")
-            self.teacher.model.set_attn_implementation("eager")
+            for model in (self.model, self.teacher.model):
+                self._attention.append((model, model.config._attn_implementation))
+                model.set_attn_implementation("eager")
         self._handles = [
             self.model.register_forward_pre_hook(self._before, with_kwargs=True),
             self.model.register_forward_hook(self._after, with_kwargs=True),
         ]
 
     def remove(self) -> None:
-        """Take the hooks out and restore the student's attention."""
+        """Take the hooks out and restore both models' attention."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        if self._attention is not None:
-            self.model.set_attn_implementation(self._attention)
-            self._attention = None
-
-    def set_teacher(self, teacher: Teacher) -> None:
-        """Go on with another teacher."""
-        if self._attention is not None:
-            teacher.model.set_attn_implementation("eager")
-        self.teacher = teacher
+        for model, implementation in self._attention:
+            model.set_attn_implementation(implementation)
+        self._handles, self._attention = [], []
 
     def take_mean_loss(self) -> float | None:
         """Mean distillation loss since the last call; ``None`` if there was no training step."""

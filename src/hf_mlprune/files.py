@@ -10,25 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .modeling.writing import write_text
+
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file under its final name only once it is complete.
+    """Write a JSON file under its final name only once it is complete, and the folders above it.
 
     Raises:
         OSError: it could not be written; what was there before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

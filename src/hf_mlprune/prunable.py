@@ -31,6 +31,15 @@ def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs.pop(name) for name in names & set(kwargs)}
 
 
+def _with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings of a run with those named by the caller on top, every value concrete."""
+    stored = stored or {}
+    if settings.get("preset", stored.get("preset")) != stored.get("preset"):
+        # What is stored are the values of another preset, which must not stand for this one's.
+        stored = {"density": stored["density"]} if "density" in stored else {}
+    return PruningConfig.from_dict({**stored, **settings}).to_dict()
+
+
 class PrunableBertConfig(BertConfig):
     """Config of a BERT whose masks are being learned.
 
@@ -51,14 +60,24 @@ class PrunableBertConfig(BertConfig):
         """Settings given by name become :attr:`pruning`; see ``PruningConfig.create`` for errors."""
         settings = _take_settings(kwargs)
         if settings:
-            self.pruning = PruningConfig.from_dict({**(self.pruning or {}), **settings}).to_dict()
+            self.pruning = _with_settings(self.pruning, settings)
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; settings of a run given by name are checked and kept."""
-        settings = _take_settings(kwargs)
-        return super().from_dict({**config_dict, **settings}, **kwargs)
+        """As in transformers; settings of a run given by name are checked and kept.
+
+        A field of the stored config that is named like a setting stays what it was: a field.
+        """
+        settings, data = _take_settings(kwargs), dict(config_dict)
+        fields = _take_settings(data)
+        if settings:
+            data["pruning"] = _with_settings(data.get("pruning"), settings)
+        loaded = super().from_dict(data, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, value in fields.items():
+            setattr(config, name, value)
+        return loaded
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

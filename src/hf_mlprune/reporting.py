@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import PreTrainedModel
 
 from .anatomy import Anatomy, anatomy
-from .attaching import kinds_of, plain_config
 from .budget import attention_multiply_adds, block_weights, structure_weights
+from .latency import Latency
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.block_sparse import BlockSparseLinear
 from .modeling.structure import ROLES, LayerStructure, grid_shape
-from .shrinking import ShrinkReport, random_batch
-from .timing import interleave
+from .shrinking import ShrinkReport
 
 REPORT_VERSION = 1
 
@@ -44,31 +42,6 @@ class LayerReport:
     fc2: tuple[int, int]
     blocks: tuple[int, int]
     weights: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Time of one forward pass, dense and pruned in turn.
-
-    Attributes:
-        batch: sequences.
-        length: tokens per sequence.
-        threads: torch threads.
-        device: processor or GPU.
-        dense_seconds: median of the stock model with these sizes.
-        pruned_seconds: median of the pruned model.
-        speedup: median over rounds of dense / pruned.
-        rounds: rounds counted.
-    """
-
-    batch: int
-    length: int
-    threads: int
-    device: str
-    dense_seconds: float
-    pruned_seconds: float
-    speedup: float
-    rounds: int
 
 
 @dataclass(frozen=True)
@@ -139,7 +112,7 @@ def report(
     Args:
         model: a model with one encoder of a known family.
         shrunk: what :func:`~hf_mlprune.shrinking.shrink` said of it, if it was shrunk just now.
-        latency: what :func:`measure_latency` found.
+        latency: what :func:`~hf_mlprune.latency.measure_latency` found.
         length: tokens of the sequence that multiply-adds are counted for.
 
     Raises:
@@ -174,14 +147,25 @@ def report(
     )
 
 
-def dense_model(model: nn.Module) -> PreTrainedModel | None:
-    """A stock model of the dense sizes with random weights; ``None`` for a user's own class."""
-    kinds = kinds_of(model)
-    if kinds is None or not isinstance(model, PreTrainedModel):
-        return None
-    config = kinds.stock.config_class.from_dict(plain_config(model.config))
-    config._attn_implementation = model.config._attn_implementation
-    return kinds.stock(config)
+def print_end(found: Report, target: float, excluded: Sequence[int]) -> None:
+    """Print, to standard error, what a run has left.
+
+    Args:
+        found: on the pruned model.
+        target: the density that was asked for.
+        excluded: layers that were left alone, which the target does not count.
+    """
+    pruned = [layer.weights for index, layer in enumerate(found.layers) if index not in excluded]
+    density = sum(kept for kept, _ in pruned) / sum(total for _, total in pruned)
+    landed = f"landed at density {density:.4f} (target {target:g})"
+    if excluded:
+        landed += f" in the {len(pruned)} layers that were pruned, {found.density:.4f} in all"
+    if found.max_difference is not None:
+        landed += f"; masked and shrunk outputs differ by {found.max_difference:.1e} at most"
+    console = Console(stderr=True)
+    console.print(found.table())
+    for line in (*found.latency, landed):
+        console.print(str(line))
 
 
 def dense_parameters(model: nn.Module) -> int:
@@ -196,58 +180,6 @@ def dense_parameters(model: nn.Module) -> int:
             present = 0 if linear is None else sum(p.numel() for p in linear.parameters())
             own += rows * columns + rows - present
     return own
-
-
-def measure_latency(
-    model: nn.Module, batch: int, length: int, *, rounds: int = 20, budget_seconds: float = 10.0
-) -> Latency | None:
-    """Time a forward pass against the stock dense model's, in turn; ``None`` for a user's own class.
-
-    Args:
-        model: a pruned model; put into evaluation mode and back.
-        batch: sequences.
-        length: tokens per sequence.
-        rounds: at most this many rounds.
-        budget_seconds: no new round is begun after this long.
-    """
-    dense = dense_model(model)
-    if dense is None:
-        return None
-    assert isinstance(model, PreTrainedModel)
-    dense = dense.to(model.device, model.dtype).eval()
-    tokens = random_batch(model, batch, length)["input_ids"]
-    training = model.training
-    model.eval()
-
-    def call(network: nn.Module) -> None:
-        network(input_ids=tokens)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-
-    with torch.inference_mode():
-        timing = interleave(
-            [lambda: call(dense), lambda: call(model)],
-            rounds=rounds,
-            budget_seconds=budget_seconds,
-        )
-    model.train(training)
-    return Latency(
-        batch=batch,
-        length=length,
-        threads=torch.get_num_threads(),
-        device=device_name(model.device),
-        dense_seconds=timing.seconds[0],
-        pruned_seconds=timing.seconds[1],
-        speedup=timing.ratios[1],
-        rounds=timing.rounds,
-    )
-
-
-def device_name(device: torch.device) -> str:
-    """What the processor or GPU calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return torch.backends.cpu.get_cpu_capability() + " " + platform.machine()
 
 
 def _layer_report(parts: Anatomy, index: int) -> LayerReport:

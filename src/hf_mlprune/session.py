@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, TrainingArguments
 from .anatomy import find_encoder
 from .carrier import Distiller
 from .distill import Teacher
+from .latency import Latency, measure_latency
 from .loop import pruning_state
 from .masked import PruningState
-from .reporting import Latency, measure_latency
 from .shrinking import Batch
 
 #: Written when blocks are taught by the step-1 model. The underscore keeps it out of hub uploads.
@@ -138,4 +138,36 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             f"expected one GPU per process, got {args.n_gpu} in one (DataParallel): start with "
             "`torchrun --nproc_per_node=...`, or set CUDA_VISIBLE_DEVICES"
+        )
+
+
+def check_resumed(stored: Any, now: dict[str, Any], max_steps: int, *, taught: bool) -> None:
+    """Refuse to take up a run with other settings than it was interrupted with.
+
+    Args:
+        stored: what the callback's ``state()`` was in the checkpoint.
+        now: what it is.
+        max_steps: optimizer steps of the whole run.
+        taught: whether there is a teacher now.
+
+    Raises:
+        ValueError: what was expected, as in the interrupted run, and what came.
+    """
+    if not isinstance(stored, dict) or "args" not in stored:
+        raise ValueError("the checkpoint is not of a pruning run: start the run anew from its weights")
+    for name in sorted(set(stored["args"]) | set(now["args"])):
+        before, after = stored["args"].get(name), now["args"].get(name)
+        if before != after:
+            raise ValueError(f"resume: expected {name}={before!r} as in the interrupted run, got {after!r}")
+    steps = stored["attributes"]["planned_steps"]
+    if steps != max_steps:
+        raise ValueError(
+            f"resume: expected {steps} steps in all as in the interrupted run, got {max_steps}; "
+            "phases are fractions of the run, so it cannot be made longer or shorter half-way"
+        )
+    before = bool(stored["args"].get("teacher") or stored["attributes"]["taught_by_object"])
+    if before != taught:
+        had, has = ("a teacher" if given else "none" for given in (before, taught))
+        raise ValueError(
+            f"resume: the interrupted run had {had}, this one has {has}; pass the same teacher again"
         )

@@ -20,6 +20,7 @@ from transformers import (
 
 from .pruned import LayerPaths, apply_structure, check_loaded
 from .structure import LayerSizes, Structure
+from .writing import write_text
 
 BERT_PATHS = LayerPaths(
     attention="attention.self",
@@ -129,18 +130,11 @@ class PrunedBertMixin(PreTrainedModel):
         if self.pruning_report is not None:
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
             report = {**self.pruning_report, "file_bytes": size}
-            _write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+            write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
         card = folder / "README.md"
         ours = not card.exists() or CARD_MARK in card.read_text(encoding="utf-8")
         if self.pruning_card is not None and ours:
-            _write_text(card, self.pruning_card)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file under its final name only once it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+            write_text(card, self.pruning_card)
 
 
 class PrunedBertModel(PrunedBertMixin, BertModel):

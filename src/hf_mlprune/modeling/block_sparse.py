@@ -151,7 +151,10 @@ class BlockSparseLinear(nn.Module):
         )
 
     def train(self, mode: bool = True) -> BlockSparseLinear:
-        """Also forgets the dense copy that inference keeps."""
+        """Also forgets the dense copy that inference keeps.
+
+        Writes to the weight are noticed, except those past autograd (``weight.data``): call this after.
+        """
         self._dense = None
         super().train(mode)
         return self
