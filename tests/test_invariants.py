@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
 from conftest import HEADS, assert_same_outputs, clone, make_batch, make_model, outputs, prune
-from hf_mlprune import PruningConfig, attach, report, shrink
+from hf_mlprune import (
+    PrunableBertConfig,
+    PrunableBertForSequenceClassification,
+    PruningConfig,
+    attach,
+    report,
+    shrink,
+)
 from hf_mlprune.attaching import kinds_of
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import measure_density, pruning_state
+from hf_mlprune.loop import is_attached, measure_density, pruning_state
 from hf_mlprune.masked import MaskedLinear
+from hf_mlprune.shrinking import ShrinkError
 from hf_mlprune.stages import SITES
 
 
@@ -194,6 +202,36 @@ def test_half_precision_models_are_proved_in_float32(tmp_path):
     result = shrink(model)
     assert result.max_difference <= 1e-5 * max(1.0, result.max_output)
     assert next(model.parameters()).dtype is torch.bfloat16
+
+
+def test_a_nan_in_the_outputs_does_not_pass_for_equal():
+    model = make_model()
+    prune(model, PruningConfig.create(0.5))
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = torch.nan
+    with pytest.raises(ShrinkError, match="differ from masked ones by nan"):
+        shrink(model)
+    assert is_attached(model)
+
+
+def test_scores_stay_in_float32_whatever_the_model_is(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    config = PrunableBertConfig.from_pretrained(tmp_path, density=0.5, preset="paper")
+    first = PrunableBertForSequenceClassification.from_pretrained(tmp_path, config=config, dtype="bfloat16")
+    second = make_model().bfloat16()
+    attach(second, PruningConfig.create(0.5, preset="paper"))
+    for model in (first, second):
+        gates = list(pruning_state(model).all_gates())
+        assert {gate.scores.dtype for gate in gates} == {torch.float32}
+        assert {gate.get_buffer("threshold").dtype for gate in gates} == {torch.float32}
+        assert model.classifier.weight.dtype is torch.bfloat16
+
+
+def test_heads_and_blocks_reach_a_density_that_heads_alone_cannot():
+    model = make_model()
+    prune(model, PruningConfig.create(0.2, levels=("heads", "blocks"), block_shape=(4, 4)))
+    shrink(model)
+    assert 0.19 <= report(model).density <= 0.2
 
 
 def test_saved_config_is_versioned_and_readable(pruned_folder):

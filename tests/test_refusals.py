@@ -279,6 +279,19 @@ def test_teachers_that_cannot_teach(changes, message, tmp_path):
         )
 
 
+def test_a_teacher_that_was_not_fine_tuned(tmp_path):
+    make_model("model").save_pretrained(tmp_path / "encoder")
+    callback = PruningCallback(density=0.5, teacher=str(tmp_path / "encoder"))
+    with pytest.raises(ValueError, match=r"expected a fine-tuned .* lacks 2 weights, e.g. 'classifier.bias'"):
+        make_trainer(tmp_path, make_model(), callback)
+
+
+def test_a_teacher_of_another_task(tmp_path):
+    callback = PruningCallback(density=0.5, teacher=make_model("token", seed=1))
+    with pytest.raises(ValueError, match="expected a BertForSequenceClassification as the student is"):
+        make_trainer(tmp_path, make_model(), callback)
+
+
 def test_teacher_with_other_label_names(tmp_path):
     student, teacher = make_model(), make_model(seed=1)
     student.config.id2label = {0: "a", 1: "b", 2: "c"}

@@ -6,16 +6,18 @@ import json
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from conftest import (
     HEADS,
     assert_same_outputs,
     clone,
     make_batch,
+    make_dataset,
     make_model,
     make_trainer,
     prune,
+    training_arguments,
 )
 from hf_mlprune import PruningCallback, PruningConfig, attach, report
 from hf_mlprune.config import LEVELS
@@ -215,13 +217,14 @@ def test_masks_do_not_eat_the_gradient_clip(tmp_path):
     assert norms["default"] == pytest.approx(dense, rel=1e-4)
 
 
-def accumulating(tmp_path, preset, look, rows, accumulate, **changes):
+def accumulating(tmp_path, preset, look, rows, accumulate, *, taught=True, **changes):
     """A float64 run of 8 rows per step, in one batch or in parts; what `look` saw after each step."""
+    teacher = make_model(seed=3).double() if taught else None
     probe = Probe(look)
     trainer = make_trainer(
         tmp_path / f"{preset}-{accumulate}",
         make_model().double(),
-        PruningCallback(**settings(preset=preset), teacher=make_model(seed=3).double()),
+        PruningCallback(**settings(preset=preset), teacher=teacher),
         callbacks=[probe],
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulate,
@@ -233,12 +236,13 @@ def accumulating(tmp_path, preset, look, rows, accumulate, **changes):
     return probe.seen
 
 
-def test_accumulated_micro_batches_make_the_masks_of_the_whole_batch(tmp_path):
+@pytest.mark.parametrize("taught", [True, False])
+def test_accumulated_micro_batches_make_the_masks_of_the_whole_batch(taught, tmp_path):
     def look(model):
         return [gate.keep.clone() for gate in pruning_state(model).all_gates()]
 
-    whole = accumulating(tmp_path, "default", look, 8, 1)
-    parts = accumulating(tmp_path, "default", look, 2, 4)
+    whole = accumulating(tmp_path, "default", look, 8, 1, taught=taught)
+    parts = accumulating(tmp_path, "default", look, 2, 4, taught=taught)
     for step in whole:
         assert all(torch.equal(a, b) for a, b in zip(whole[step], parts[step], strict=True)), step
 
@@ -364,3 +368,22 @@ def test_blocks_alone_in_the_paper_preset_are_taught_by_the_teacher(tmp_path):
     trainer.train()
     assert 0.38 <= report(trainer.model).density <= 0.4
     assert not (tmp_path / "_step1_teacher").exists()
+
+
+def test_positional_inputs_are_taught_and_compared_on(tmp_path):
+    """A script may call the model as it likes."""
+
+    class Positional(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            out = model(inputs["input_ids"], inputs["attention_mask"], labels=inputs["labels"])
+            return (out.loss, out) if return_outputs else out.loss
+
+    trainer = Positional(
+        model=make_model(),
+        args=training_arguments(tmp_path),
+        train_dataset=make_dataset(),
+        callbacks=[PruningCallback(**settings(), teacher=make_model(seed=3))],
+    )
+    trainer.train()
+    assert any("distillation_loss" in row for row in trainer.state.log_history)
+    assert trainer.model.pruning_report["compared_on"] == 1
