@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,12 @@ def test_folder_is_smaller_and_has_code_report_and_no_pickle(pruned_folder, tmp_
     assert report["file_bytes"] == (pruned_folder / "model.safetensors").stat().st_size
     assert report["parameters"][0] < report["parameters"][1]
     assert {"batch", "length", "threads", "device", "speedup"} <= report["latency"][0].keys()
+
+
+def test_the_entry_file_names_every_other_one():
+    """transformers 5.0 copies only those for `trust_remote_code` from a local folder."""
+    named = re.findall(r"^from \.(\w+) import", (MODELING / "bert.py").read_text(), re.MULTILINE)
+    assert {f"{name}.py" for name in named} == CODE - {"bert.py"}
 
 
 def test_auto_classes_and_pipeline_load_it(folder):

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+# Not used here: transformers 5.0 copies, of a local folder, only the files that this one names.
+from .block_sparse import BlockSparseLinear  # noqa: F401
 from .pruned import LayerPaths, apply_structure, check_loaded
 from .structure import LayerSizes, Structure
 from .writing import write_text
