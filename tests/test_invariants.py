@@ -224,6 +224,7 @@ def test_scores_stay_in_float32_whatever_the_model_is(tmp_path):
         gates = list(pruning_state(model).all_gates())
         assert {gate.scores.dtype for gate in gates} == {torch.float32}
         assert {gate.get_buffer("threshold").dtype for gate in gates} == {torch.float32}
+        assert {gate.keep.dtype for gate in gates} == {torch.bool}
         assert model.classifier.weight.dtype is torch.bfloat16
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from conftest import (
@@ -190,9 +191,10 @@ def test_trainer_and_custom_loop_make_the_same_model(tmp_path):
     data = [{name: value[row] for name, value in batch.items()} for batch in batches for row in range(4)]
     trainer = make_trainer(
         tmp_path, second, PruningCallback(**settings()), max_steps=20, per_device_train_batch_size=4,
-        lr_scheduler_type="constant", max_grad_norm=0.0, train_sampling_strategy="sequential",
+        lr_scheduler_type="constant", max_grad_norm=0.0,
     )  # fmt: skip
     trainer.train_dataset = data
+    trainer._get_train_sampler = lambda dataset=None: SequentialSampler(data)
     trainer.train()
     from hf_mlprune import shrink
 

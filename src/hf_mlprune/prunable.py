@@ -56,12 +56,13 @@ class PrunableBertConfig(BertConfig):
     pruning: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         """Settings given by name become :attr:`pruning`; see ``PruningConfig.create`` for errors."""
         settings = _take_settings(kwargs)
+        # Configs are dataclasses in later transformers, not in 5.0: in both, this sets every field.
+        super().__init__(**kwargs)
         if settings:
             self.pruning = _with_settings(self.pruning, settings)
-        super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -94,7 +95,8 @@ class PrunableBertMixin(PreTrainedModel):
 
     config: PrunableBertConfig
     config_class = PrunableBertConfig
-    _keep_in_fp32_modules_strict: ClassVar = [STATE_NAME]
+    # By name: transformers would cast the whole state, bool masks included.
+    _keep_in_fp32_modules_strict: ClassVar = [f"{STATE_NAME}.*.scores", f"{STATE_NAME}.*.threshold"]
     _keys_to_ignore_on_load_missing: ClassVar = [rf"(^|\.){STATE_NAME}\."]
 
     def _insert_masks(self) -> None:
