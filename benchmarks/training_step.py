@@ -1,7 +1,7 @@
 """Cost of a training step with masks against the stock step: time, peak memory, attach, shrink and save.
 
-MiniLM-L6 shapes, no teacher. Stock and masked steps are run in turn in one process; peak memory is that of
-a fresh process each.
+MiniLM-L6 shapes, no teacher, all three levels. Stock and masked steps are run in turn in one process; peak
+memory is that of a fresh process each.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 
 from common import write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
+from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import current_run, measure_density, pruning_state
 from hf_mlprune.schedule import Phase, make_schedule
 from hf_mlprune.timing import interleave
@@ -91,7 +92,7 @@ class MaskedStep(StockStep):
 
     def __init__(self, model: PreTrainedModel, args: argparse.Namespace, preset: str, phase: Phase) -> None:
         # Steps are skipped below, which is no stall to be warned of.
-        config = PruningConfig.create(DENSITY, preset=preset, stall_steps=RUN_STEPS)
+        config = PruningConfig.create(DENSITY, preset=preset, levels=LEVELS, stall_steps=RUN_STEPS)
         self.preset = preset
         began = time.perf_counter()
         attach(model, config)
