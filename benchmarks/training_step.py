@@ -120,7 +120,7 @@ class MaskedStep(StockStep):
         """Land all masks, then time what `train()` and `save_model` do at the end."""
         for phase in (Phase.BLOCKS, Phase.FINAL):
             if self.run.phase < phase:
-                self.step = self.run.schedule.bounds(phase)[0] - 1
+                self.step = self.run.step = self.run.schedule.bounds(phase)[0] - 1
                 self()
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()

@@ -176,13 +176,13 @@ def test_it_loads_without_the_package_and_not_without_consent(folder, tmp_path, 
     [
         {"levels": ("heads",), "density": 0.8},
         {"levels": ("rows",), "density": 0.8},
-        {"levels": ("blocks",), "density": 0.5},
+        {"levels": ("blocks",), "density": 0.5, "block_shape": (8, 8)},
         {"levels": ("rows",), "row_sites": ("fc2",), "density": 0.9},
     ],
 )
 def test_a_stock_class_fails_on_it_and_never_half_loads(settings, tmp_path):
     model = make_model()
-    prune(model, PruningConfig.create(**settings, block_shape=(8, 8)))
+    prune(model, PruningConfig.create(**settings))
     shrink(model)
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):

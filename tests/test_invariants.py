@@ -15,9 +15,12 @@ from hf_mlprune import (
     PrunableBertConfig,
     PrunableBertForSequenceClassification,
     PruningConfig,
+    advance,
     attach,
+    collect,
     report,
     shrink,
+    start,
 )
 from hf_mlprune.attaching import kinds_of
 from hf_mlprune.config import LEVELS
@@ -100,7 +103,8 @@ def test_each_level_alone_and_together_lands_on_its_target(levels):
     model = make_model()
     # Without rows of FC1 or blocks, a good part of the weights cannot be reached.
     density = 0.75 if levels == ("heads",) else 0.6
-    prune(model, PruningConfig.create(density, levels=levels, block_shape=(4, 4)))
+    shape = {"block_shape": (4, 4)} if "blocks" in levels else {}
+    prune(model, PruningConfig.create(density, levels=levels, **shape))
     reached = measure_density(model)
     # Within one unit: a head is 7 % of this model's weights.
     unit = 4 * 8 * 32 / (2 * (4 * 32 * 32 + 2 * 32 * 48)) if levels == ("heads",) else 0.02
@@ -226,6 +230,38 @@ def test_scores_stay_in_float32_whatever_the_model_is(tmp_path):
         assert {gate.get_buffer("threshold").dtype for gate in gates} == {torch.float32}
         assert {gate.keep.dtype for gate in gates} == {torch.bool}
         assert model.classifier.weight.dtype is torch.bfloat16
+
+
+def test_scores_stay_in_float32_when_the_model_is_cast():
+    model = make_model()
+    attach(model, PruningConfig.create(0.5, preset="paper"))
+    model.to(torch.bfloat16)
+    for gate in pruning_state(model).all_gates():
+        floats = [buffer for buffer in gate.buffers() if buffer.is_floating_point()]
+        assert len(floats) == 6
+        assert {buffer.dtype for buffer in floats} == {torch.float32}
+
+
+def test_start_begins_anew():
+    found = []
+    for abandoned in (0, 4, 12):
+        model = make_model()
+        attach(model, PruningConfig.create(0.3))
+        start(model, 20)
+        model.train()
+        for step in range(1, abandoned + 1):
+            model(**make_batch(seed=step + 50)).loss.backward()
+            collect(model)
+            advance(model, step)
+        start(model, 20)
+        assert measure_density(model) == 1.0
+        for step in range(1, 21):
+            model(**make_batch(seed=step)).loss.backward()
+            collect(model)
+            advance(model, step)
+        found.append([gate.keep.clone() for gate in pruning_state(model).all_gates()])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_heads_and_blocks_reach_a_density_that_heads_alone_cannot():

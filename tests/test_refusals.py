@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel, Trainer
 
-from conftest import bert_config, make_batch, make_model, make_trainer, training_arguments
-from hf_mlprune import PruningCallback, PruningConfig, advance, attach, shrink, start
+from conftest import bert_config, make_batch, make_model, make_trainer, prune, training_arguments
+from hf_mlprune import (
+    PrunableBertConfig,
+    PruningCallback,
+    PruningConfig,
+    advance,
+    attach,
+    shrink,
+    start,
+)
 from hf_mlprune.config import LEVELS
 from hf_mlprune.session import check_arguments
 from hf_mlprune.shrinking import ShrinkError
@@ -29,6 +39,20 @@ from hf_mlprune.shrinking import ShrinkError
         ({"density": 0.2, "levels": ()}, "levels: expected at least one"),
         ({"density": 0.2, "levels": ("rows", "rows")}, "levels: expected each at most once"),
         ({"density": 0.2, "preset": "papr"}, r"preset: expected one of \['default', 'paper'\], got 'papr'"),
+        (
+            {"density": 0.2, "structured_density": 0.5},
+            "structured_density: has no effect here, it needs the level",
+        ),
+        (
+            {"density": 0.2, "block_shape": (8, 8)},
+            "block_shape: has no effect here, it needs the level 'blocks'",
+        ),
+        ({"density": 0.2, "lambda_max": 3.0}, "lambda_max: has no effect here, it needs the method"),
+        (
+            {"density": 0.2, "preset": "paper", "importance_decay": 0.5},
+            "importance_decay: has no effect here",
+        ),
+        ({"density": 0.2, "levels": ("heads",), "row_sites": ("fc2",)}, "row_sites: has no effect here"),
         ({"density": 0.2, "desnity": 1}, "unknown pruning setting 'desnity'; known are"),
         ({"density": 0.2, "exclude": (-1,)}, "exclude: expected layer indices from 0 up"),
         ({"density": 0.2, "structured_density": 0.1}, "structured_density: expected at least density=0.2"),
@@ -144,9 +168,7 @@ def test_density_that_cannot_be_reached():
 
 def test_density_above_what_a_pruned_model_has():
     model = make_model()
-    attach(model, PruningConfig.create(0.5, levels=("rows", "heads")))
-    start(model, 20)
-    advance(model, 20)
+    prune(model, PruningConfig.create(0.5, levels=("rows", "heads")))
     shrink(model)
     attach(model, PruningConfig.create(0.9))
     with pytest.raises(ValueError, match="expected at most the model's own"):
@@ -176,6 +198,31 @@ def test_loss_that_does_not_reach_the_masks():
     start(model, 20)
     with pytest.raises(RuntimeError, match="no gradient reached the masks"):
         collect(model)
+
+
+def test_a_loop_that_forgets_to_collect():
+    model = make_model()
+    attach(model, PruningConfig.create(0.5))
+    start(model, 20)
+    with pytest.raises(RuntimeError, match=r"learned nothing in this step; call `collect\(model\)`"):
+        advance(model, 1)
+
+
+@pytest.mark.parametrize("step", [0, 2, 20, -3, 0.5])
+def test_steps_that_are_not_the_next(step):
+    model = make_model()
+    attach(model, PruningConfig.create(0.5))
+    start(model, 20)
+    with pytest.raises(ValueError, match=rf"advance: expected step 1, the next one, got {step}"):
+        advance(model, step)
+
+
+@pytest.mark.parametrize("steps", [(25.5, 0), (20, -1), (20, 21), ("20", 0)])
+def test_numbers_of_steps_that_are_none(steps):
+    model = make_model()
+    attach(model, PruningConfig.create(0.5))
+    with pytest.raises(ValueError, match="start: expected whole numbers with 0 <= step <= max_steps"):
+        start(model, *steps)
 
 
 def test_a_diverged_loss():
@@ -353,9 +400,7 @@ def test_label_smoothing_with_a_teacher(tmp_path):
 
 def test_a_shrink_that_would_change_outputs_is_undone(monkeypatch):
     model = make_model()
-    attach(model, PruningConfig.create(0.5))
-    start(model, 20)
-    advance(model, 20)
+    prune(model, PruningConfig.create(0.5))
     before = model.eval()(**make_batch()).logits.detach()
     import hf_mlprune.shrinking as shrinking
 
@@ -372,3 +417,41 @@ def test_a_shrink_that_would_change_outputs_is_undone(monkeypatch):
     monkeypatch.undo()
     shrink(model)
     assert isinstance(model.config, BertConfig)
+
+
+def test_a_preset_that_is_not_applied():
+    with pytest.raises(ValueError, match=r"use PruningConfig.create\(density, preset='paper'\)"):
+        PruningConfig(0.2, preset="paper")
+
+
+def test_a_misspelt_setting_config_first(tmp_path):
+    bert_config().save_pretrained(tmp_path)
+    for make in (PrunableBertConfig, functools.partial(PrunableBertConfig.from_pretrained, tmp_path)):
+        with pytest.raises(ValueError, match="unknown setting 'levles': did you mean 'levels'"):
+            make(density=0.3, levles=("heads",))
+
+
+def test_config_first_from_a_folder_stored_as_blocks(pruned_folder):
+    with pytest.raises(ValueError, match=r"got one stored as blocks; load it with its Auto class"):
+        PrunableBertConfig.from_pretrained(pruned_folder, density=0.2)
+
+
+@pytest.mark.parametrize("teacher", [123, nn.Linear(2, 2), {}])
+def test_teachers_that_are_none(teacher):
+    with pytest.raises(TypeError, match="teacher: expected a model of transformers, a folder or a hub name"):
+        PruningCallback(density=0.5, teacher=teacher)
+
+
+def test_a_refused_teacher_leaves_the_model_as_it_was(tmp_path):
+    model = make_model()
+    with pytest.raises(ValueError, match="teacher: expected num_labels"):
+        make_trainer(tmp_path, model, PruningCallback(density=0.5, teacher=make_model(num_labels=5)))
+    assert type(model) is BertForSequenceClassification
+    make_trainer(tmp_path, model, PruningCallback(density=0.4)).train()
+
+
+def test_masks_of_other_settings(tmp_path):
+    model = make_model()
+    make_trainer(tmp_path, model, PruningCallback(density=0.5))
+    with pytest.raises(ValueError, match=r"of other settings than the callback \(density=0.5\)"):
+        make_trainer(tmp_path, model, PruningCallback(density=0.4))

@@ -124,6 +124,26 @@ def test_resuming_another_run_is_refused(settings, changes, message, tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_resuming_other_settings_config_first_is_refused(tmp_path):
+    def trainer(density):
+        model = make_model()
+        attach(model, PruningConfig.create(density))
+        return make_trainer(tmp_path, model, PruningCallback(), save_strategy="steps", save_steps=12)
+
+    trainer(0.3).train()
+    shutil.rmtree(tmp_path / "checkpoint-24")
+    with pytest.raises(ValueError, match="resume: expected density=0.3 as in the interrupted run, got 0.8"):
+        trainer(0.8).train(resume_from_checkpoint=True)
+
+
+def test_a_left_over_partial_folder_is_not_in_the_way(tmp_path):
+    for name in (f"_step1_teacher.partial-{os.getpid()}", "_step1_teacher.partial-12345678"):
+        (tmp_path / name).mkdir()
+    callback = PruningCallback(0.3, preset="paper", block_shape=(8, 4), teacher=make_model(seed=3))
+    make_trainer(tmp_path, make_model(), callback).train()
+    assert (tmp_path / "_step1_teacher" / "model.safetensors").exists()
+
+
 def test_resuming_without_the_teacher_object_is_refused(tmp_path):
     interrupted(tmp_path, PruningCallback(density=0.3, teacher=make_model(seed=3)))
     trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.3))

@@ -20,7 +20,7 @@ from conftest import (
     prune,
     training_arguments,
 )
-from hf_mlprune import PruningCallback, PruningConfig, attach, report
+from hf_mlprune import PruningCallback, PruningConfig, attach, report, shrink
 from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import pruning_state
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
@@ -157,8 +157,6 @@ def test_evaluation_in_the_middle_measures_the_masked_model(tmp_path):
             if not hasattr(model.base_model, "pruning"):
                 return
             copy = clone_without_hooks(model)
-            from hf_mlprune import shrink
-
             pruning_state(copy).run = None
             shrink(copy)
             other = make_trainer(tmp_path / "other", copy)
@@ -175,9 +173,10 @@ def test_evaluation_in_the_middle_measures_the_masked_model(tmp_path):
 
 
 def clone_without_hooks(model):
-    session, pruning_state(model).session = pruning_state(model).session, None
+    state = pruning_state(model)
+    (session, run), state.session, state.run = (state.session, state.run), None, None
     copy = clone(model)
-    pruning_state(model).session = session
+    state.session, state.run = session, run
     copy._forward_pre_hooks.clear()
     return copy
 
@@ -196,8 +195,6 @@ def test_trainer_and_custom_loop_make_the_same_model(tmp_path):
     trainer.train_dataset = data
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(data)
     trainer.train()
-    from hf_mlprune import shrink
-
     shrink(first)
     assert_same_outputs(first, second, make_batch(), 1e-6)
 
@@ -348,7 +345,7 @@ def test_density_is_told_of_the_pruned_layers_and_of_all(tmp_path, capsys):
     first, both = layers[0].weights[0] / layers[0].weights[1], report(trainer.model).density
     assert 0.28 <= first <= 0.3
     said = " ".join(capsys.readouterr().err.split())
-    assert f"landed at density {first:.4f} (target 0.3) in the 1 layers" in said
+    assert f"landed at density {first:.4f} (target 0.3) without layers [1], " in said
     assert f"{both:.4f} in all" in said
 
 
@@ -389,3 +386,49 @@ def test_positional_inputs_are_taught_and_compared_on(tmp_path):
     trainer.train()
     assert any("distillation_loss" in row for row in trainer.state.log_history)
     assert trainer.model.pruning_report["compared_on"] == 1
+
+
+@pytest.mark.parametrize("first_taught", [True, False])
+def test_a_second_trainer_has_its_own_teacher(first_taught, tmp_path):
+    model, teacher = make_model(), make_model(seed=3)
+    first, second = (teacher, None) if first_taught else (None, teacher)
+    make_trainer(tmp_path / "first", model, PruningCallback(**settings(), teacher=first))
+    trainer = make_trainer(tmp_path / "second", model, PruningCallback(**settings(), teacher=second))
+    trainer.train()
+    distilled = any("distillation_loss" in row for row in trainer.state.log_history)
+    assert distilled is not first_taught
+
+
+def test_a_run_after_one_that_failed_is_taught_once(tmp_path):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model, teacher = make_model(), make_model(seed=3)
+    callback = PruningCallback(**settings(), teacher=teacher)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "first", model, callback, callbacks=[Fail()]).train()
+    make_trainer(tmp_path / "second", model, PruningCallback(**settings(), teacher=teacher)).train()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_report_and_card_are_those_of_the_model_that_is_saved(tmp_path):
+    trainer = make_trainer(tmp_path / "run", make_model(), PruningCallback(**settings(density=0.5)))
+    trainer.train()
+    model, folder = trainer.model, tmp_path / "model"
+    model.save_pretrained(folder)
+    stored = json.loads((folder / "pruning_report.json").read_text())
+    assert stored["settings"] == PruningConfig.create(**settings(density=0.5)).to_dict()
+    loaded = type(model).from_pretrained(folder)
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "pruning_report.json").read_text()) == stored
+    assert (tmp_path / "again" / "README.md").read_bytes() == (folder / "README.md").read_bytes()
+    prune(model, PruningConfig.create(**settings(density=0.2)))
+    shrink(model)
+    model.save_pretrained(folder)
+    assert not (folder / "pruning_report.json").exists()
+    assert not (folder / "README.md").exists()
+    (folder / "README.md").write_bytes(b"\xff my own card")
+    loaded.save_pretrained(folder, True)
+    assert (folder / "README.md").read_bytes() == b"\xff my own card"

@@ -118,9 +118,9 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
     kinds = kinds_of(model)
     if kinds is None:
         logger.warning(
-            "%s is not a stock class: it keeps its class and its forward while it is trained and "
-            "pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned checkpoints "
-            "with the stock head, and the class itself fails on their shapes; derive a class for "
+            "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
+            "trained and pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned "
+            "checkpoints with the stock head, and the class itself fails on their shapes; derive a class for "
             "serving from the PrunedBertFor... of its head",
             type(model).__name__,
         )

@@ -32,7 +32,6 @@ from .loop import (
     start,
 )
 from .modeling.bert import REPORT_FILE
-from .prunable import reset_state
 from .reporting import print_end, report
 from .session import (
     STEP1_TEACHER,
@@ -44,7 +43,6 @@ from .session import (
     landed,
     measure,
     past_step1,
-    session_of,
 )
 from .shrinking import shrink, shrunk_copy
 
@@ -76,16 +74,23 @@ class PruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         if density is None and settings:
             raise ValueError(f"density is missing, but {sorted(settings)} are given")
+        if teacher is not None and not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
+            raise TypeError(
+                "teacher: expected a model of transformers, a folder or a hub name, got "
+                f"{type(teacher).__name__}"
+            )
         self.teacher = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
         self.config = None if density is None else PruningConfig.create(density, **settings)
         self.planned_steps: int | None = None
         self.taught_by_object = isinstance(teacher, PreTrainedModel)
+        self._settings: PruningConfig | None = self.config
+        self._session: Session | None = None
 
     def state(self) -> dict[str, Any]:
         """JSON form, kept in ``trainer_state.json`` so that a resumed run is the same run."""
         teacher = self.teacher if isinstance(self.teacher, str) else None
         return {
-            "args": {**(self.config.to_dict() if self.config else {}), "teacher": teacher},
+            "args": {**(self._settings.to_dict() if self._settings else {}), "teacher": teacher},
             "attributes": {
                 "planned_steps": self.planned_steps,
                 "taught_by_object": self.taught_by_object,
@@ -136,14 +141,15 @@ class PruningCallback(TrainerCallback, ExportableState):
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step:
             check_resumed(stored, self.state(), state.max_steps, taught=session.teacher is not None)
-        else:
-            reset_state(pruning)
         self.planned_steps = state.max_steps
         # A checkpoint written without this callback lacks the entry that Trainer fills at saving.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         start(model, state.max_steps, state.global_step)
-        session.close()
-        session.watch(model)
+        if isinstance(pruning.session, Session):
+            # Of a run on this model that failed: its hooks are still there.
+            pruning.session.close()
+        pruning.session = session
+        session.watch()
         teacher = session.teacher
         if teacher is not None and pruning.config.step1_teaches and past_step1(pruning):
             teacher = load_teacher(find_step1_teacher(args), model, pruning.config)
@@ -179,9 +185,9 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Learn from the gradients of the masks."""
-        distiller = session_of(model).distiller
-        if distiller is not None:
-            distiller.check_arrived()
+        session = self._prepare(model)
+        if session.distiller is not None:
+            session.distiller.check_arrived()
         collect(model)
 
     def on_step_end(
@@ -197,7 +203,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         pruning = pruning_state(model)
         before = past_step1(pruning)
         advance(model, state.global_step)
-        session = session_of(model)
+        session = self._prepare(model)
         step1 = pruning.config.step1_teaches and session.teacher is not None
         if step1 and not before and past_step1(pruning) and not landed(pruning):
             self._teach_by_step1(args, state, model, session)
@@ -228,7 +234,7 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "penalty": run.press.penalty,
                 "pruning_phase": float(run.phase),
             }
-            distiller = session_of(model).distiller
+            distiller = self._prepare(model).distiller
             mean = distiller.take_mean_loss() if distiller is not None else None
             if mean is not None:
                 figures["distillation_loss"] = mean
@@ -269,7 +275,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             ShrinkError: see :func:`~hf_mlprune.shrinking.shrink`.
         """
         pruning = pruning_state(model)
-        session = session_of(model)
+        session = self._prepare(model)
         session.close()
         for gate in pruning.all_gates():
             gate.refresh()
@@ -282,39 +288,41 @@ class PruningCallback(TrainerCallback, ExportableState):
             )
         done = shrink(model, list(session.batches.values()))
         rows = measure(model, session)
-        found = report(model, shrunk=done, latency=rows)
+        found = report(model, shrunk=done, latency=rows, settings=pruning.config)
         kinds = kinds_of(model)
         model.pruning_report = found.to_dict()
         if kinds is not None:
             model.pruning_card = model_card(found, auto_class_name(kinds))
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
-            print_end(found, target, pruning.config.exclude)
+            print_end(found, pruning.config)
 
     def _prepare(self, model: PreTrainedModel) -> Session:
-        """Attach masks and a session to a model that has none; check the teacher."""
-        if not is_attached(model):
-            if self.config is None:
-                raise ValueError(
-                    "density is missing: give PruningCallback(density=0.2), or a model with masks"
-                )
-            attach(model, self.config)
-        pruning = pruning_state(model)
-        if self.config is not None and pruning.config != self.config:
+        """The session of this callback for a model; at first the teacher is checked and masks attached."""
+        if self._session is not None and self._session.model is model and is_attached(model):
+            return self._session
+        attached = pruning_state(model).config if is_attached(model) else None
+        config = self.config or attached
+        if config is None:
+            raise ValueError("density is missing: give PruningCallback(density=0.2), or a model with masks")
+        if attached is not None and attached != config:
+            before, after = attached.to_dict(), config.to_dict()
+            differing = [f"{name}={before[name]!r}" for name in before if before[name] != after[name]]
             raise ValueError(
-                f"the model has masks of other settings than the callback: {pruning.config} and "
-                f"{self.config}; give the callback no settings to use the model's"
+                f"the model has masks already, of other settings than the callback ({', '.join(differing)}): "
+                "load the model anew, or give the callback no settings to use the model's"
             )
-        if not isinstance(pruning.session, Session):
-            given = self.teacher
-            if given is not None and pruning.config.step1_teaches and kinds_of(model) is None:
-                raise TypeError(
-                    f"block_teacher='step1': expected a stock class, got {type(model).__name__}, whose "
-                    "step-1 model a resumed run could not load again; set block_teacher='teacher'"
-                )
-            teacher = None if given is None else load_teacher(given, model, pruning.config)
-            pruning.session = Session(teacher)
-        return pruning.session
+        if self.teacher is not None and config.step1_teaches and kinds_of(model) is None:
+            raise TypeError(
+                f"block_teacher='step1': expected a stock class, got {type(model).__name__}, whose "
+                "step-1 model a resumed run could not load again; set block_teacher='teacher'"
+            )
+        # Before the model is changed: a teacher that is refused leaves it as it was.
+        teacher = None if self.teacher is None else load_teacher(self.teacher, model, config)
+        if attached is None:
+            attach(model, config)
+        self._settings, self._session = config, Session(model, teacher)
+        return self._session
 
     def _check_alone(self, state: TrainerState) -> None:
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
@@ -334,5 +342,5 @@ class PruningCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             write_folder(Path(args.output_dir) / STEP1_TEACHER, copy.save_pretrained)
         session.distiller.teacher = load_teacher(copy, model, pruning_state(model).config)
-        session.watch(model)
+        session.watch()
         session.distiller.install()

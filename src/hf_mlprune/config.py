@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 LEVELS = ("heads", "rows", "blocks")
@@ -91,13 +92,14 @@ class PruningConfig:
     distillation_temperature: float = 2.0
     block_teacher: str = "teacher"
     stall_steps: int = 200
+    created: InitVar[bool] = False
 
     @classmethod
     def create(cls, density: float, preset: str = "default", **settings: Any) -> PruningConfig:
         """Settings of a preset, with those named by the caller on top.
 
         Raises:
-            ValueError: an unknown preset or setting, or a value out of its range.
+            ValueError: an unknown preset or setting, a value out of its range, or one without effect.
         """
         if preset not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}")
@@ -105,7 +107,9 @@ class PruningConfig:
         for name in settings:
             if name not in known:
                 raise ValueError(f"unknown pruning setting {name!r}; known are {sorted(known)}")
-        return cls(density=density, preset=preset, **{**PRESETS[preset], **settings})
+        config = cls(density=density, preset=preset, created=True, **{**PRESETS[preset], **settings})
+        config._check_effect(settings)
+        return config
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningConfig:
@@ -121,7 +125,16 @@ class PruningConfig:
             for key, value in dataclasses.asdict(self).items()
         }
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, created: bool) -> None:
+        if self.preset != "default" and not created:
+            raise ValueError(
+                f"preset: use PruningConfig.create(density, preset={self.preset!r}), which applies it"
+            )
+        for field in dataclasses.fields(self):
+            # Of NumPy, say; JSON knows none of these.
+            value = getattr(self, field.name)
+            if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):
+                object.__setattr__(self, field.name, float(value))
         for name in ("levels", "row_sites", "block_shape", "exclude"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, (list, tuple)):
@@ -178,6 +191,23 @@ class PruningConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: expected a whole number from {least} up, got {value!r}")
+
+    def _check_effect(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings of a level or method that is not used, unless they are what they are anyway."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for needed, (is_met, names) in {
+            "the level 'blocks'": (self.blocks, ("structured_density", "block_shape")),
+            "the level 'rows'": ("rows" in self.levels, ("row_sites",)),
+            "the method 'ranking'": (self.method == "ranking", ("importance_decay",)),
+            "the method 'thresholds'": (
+                self.method == "thresholds",
+                ("score_learning_rate", "threshold_init", "temperature", "lambda_max"),
+            ),
+        }.items():
+            for name in names if not is_met else ():
+                usual = PRESETS[self.preset].get(name, defaults[name])
+                if name in settings and getattr(self, name) != usual:
+                    raise ValueError(f"{name}: has no effect here, it needs {needed}; leave it out")
 
     @property
     def structured(self) -> bool:

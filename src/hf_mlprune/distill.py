@@ -91,7 +91,10 @@ def _check_labels(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
         theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
         if theirs != ours:
             raise ValueError(f"teacher: expected {name}={ours} as in the student, got {theirs}")
-    labels = [model.config.id2label or {} for model in (teacher, student)]
+    labels = [
+        {int(index): label for index, label in (model.config.id2label or {}).items()}
+        for model in (teacher, student)
+    ]
     named = [any(label != f"LABEL_{index}" for index, label in mapping.items()) for mapping in labels]
     if all(named) and labels[0] != labels[1]:
         raise ValueError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from .modeling.writing import write_text
 
@@ -26,11 +26,14 @@ def write_json(path: Path, data: Any) -> None:
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Fill a folder under a temporary name, then give it its final one, replacing an old one.
 
+    A process killed between the two renames leaves no folder of that name, but the old one whole beside it.
+
     Raises:
         OSError: it could not be written; what was there before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    # Not by process number: in containers it repeats, and what a killed process left would be in the way.
+    partial = path.with_name(f"{path.name}.partial-{uuid4().hex[:8]}")
     partial.mkdir()
     try:
         write(partial)

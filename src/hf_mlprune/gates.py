@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,16 @@ class Gate(nn.Module):
         self.mask: Tensor | None = None
         self._open: tuple[int, int, bool] | None = None
         self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Gate:
+        """As in torch (``.to(...)``), except that floating buffers stay of float32."""
+        before = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self.get_buffer(name)
+            if new.dtype is not old.dtype:
+                setattr(self, name, old.to(new.device))
+        return self
 
     def set_keep(self, keep: Tensor) -> None:
         """Set the mask of the leading units; those behind them (see block gates) stay kept."""

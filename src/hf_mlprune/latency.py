@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BertConfig, BertModel
 
-from .attaching import kinds_of, plain_config
+from .anatomy import anatomy
+from .attaching import plain_config
 from .shrinking import random_batch
 from .timing import interleave
 
@@ -23,8 +24,8 @@ class Latency:
         length: tokens per sequence.
         threads: torch threads.
         device: processor or GPU.
-        dense_seconds: median of the stock model with these sizes.
-        pruned_seconds: median of the pruned model.
+        dense_seconds: median of the stock encoder with the dense sizes.
+        pruned_seconds: median of the pruned encoder.
         speedup: median over rounds of dense / pruned.
         rounds: rounds counted.
     """
@@ -47,54 +48,49 @@ class Latency:
         )
 
 
-def dense_model(model: nn.Module) -> PreTrainedModel | None:
-    """A stock model of the dense sizes with random weights; ``None`` for a user's own class."""
-    kinds = kinds_of(model)
-    if kinds is None or not isinstance(model, PreTrainedModel):
-        return None
-    config = kinds.stock.config_class.from_dict(plain_config(model.config))
-    config._attn_implementation = model.config._attn_implementation
-    return kinds.stock(config)
-
-
 def measure_latency(
     model: nn.Module, batch: int, length: int, *, rounds: int = 20, budget_seconds: float = 10.0
 ) -> Latency | None:
-    """Time a forward pass against the stock dense model's, in turn; ``None`` for a user's own class.
+    """Time a forward pass of the encoder against a stock dense one with random weights, in turn.
 
     Args:
         model: a pruned model; put into evaluation mode and back.
         batch: sequences.
         length: tokens per sequence.
         rounds: at most this many rounds.
-        budget_seconds: no new round is begun after this long.
+        budget_seconds: no new round is begun after this long, warm-up included; one is always counted.
+
+    Returns:
+        The times, or ``None`` if a dense model does not fit into memory beside the pruned one.
     """
-    dense = dense_model(model)
-    if dense is None:
-        return None
-    assert isinstance(model, PreTrainedModel)
-    dense = dense.to(model.device, model.dtype).eval()
-    tokens = random_batch(model, batch, length)["input_ids"]
-    training = model.training
-    model.eval()
+    encoder = anatomy(model).encoder
+    tokens = random_batch(model, batch, length, choices=False)["input_ids"]
+    training = encoder.training
+    encoder.eval()
 
     def call(network: nn.Module) -> None:
         network(input_ids=tokens)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        if encoder.device.type == "cuda":
+            torch.cuda.synchronize(encoder.device)
 
-    with torch.inference_mode():
-        timing = interleave(
-            [lambda: call(dense), lambda: call(model)],
-            rounds=rounds,
-            budget_seconds=budget_seconds,
-        )
-    model.train(training)
+    try:
+        config = BertConfig.from_dict(plain_config(encoder.config))
+        config._attn_implementation = encoder.config._attn_implementation
+        dense = BertModel(config, add_pooling_layer=encoder.pooler is not None)
+        dense = dense.to(encoder.device, encoder.dtype).eval()
+        with torch.inference_mode():
+            timing = interleave(
+                [lambda: call(dense), lambda: call(encoder)], rounds=rounds, budget_seconds=budget_seconds
+            )
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        encoder.train(training)
     return Latency(
         batch=batch,
-        length=length,
+        length=tokens.shape[-1],
         threads=torch.get_num_threads(),
-        device=device_name(model.device),
+        device=device_name(encoder.device),
         dense_seconds=timing.seconds[0],
         pruned_seconds=timing.seconds[1],
         speedup=timing.ratios[1],

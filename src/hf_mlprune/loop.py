@@ -41,6 +41,8 @@ class Run:
         press: the method's last density target, λ and penalty.
         density: present density.
         moved_at: last step at which the density changed.
+        stall_reported: whether the user was told that it does not change.
+        collected: whether this step's mask gradients were learned from.
     """
 
     schedule: Schedule
@@ -53,6 +55,7 @@ class Run:
     moved_at: int
     step: int
     stall_reported: bool = False
+    collected: bool = False
 
 
 def pruning_state(model: nn.Module) -> PruningState:
@@ -98,21 +101,35 @@ def current_run(state: PruningState) -> Run:
     return run
 
 
+def reset_state(state: PruningState) -> None:
+    """Give all masks and what they learn from their initial values."""
+    method = make_method(state.config)
+    for gate in state.all_gates():
+        method.reset(gate)
+    state.landed.zero_()
+
+
 def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
-    """Begin a run, or take it up again after ``step`` completed steps.
+    """Begin a run anew, or take it up again after ``step`` completed steps.
 
     Args:
         model: a model with masks, its buffers as they were after that step.
         max_steps: optimizer steps of the whole run, from 20 up.
-        step: completed optimizer steps.
+        step: completed optimizer steps; with 0 all masks are opened first.
 
     Raises:
-        ValueError: the run is too short, the density cannot be reached, or the masks in the model
-            are not those of a run at this step.
+        ValueError: the run is too short, a number of steps is not one, the density cannot be reached, or
+            the masks in the model are not those of a run at this step.
     """
     state = pruning_state(model)
     config = state.config
+    if type(max_steps) is not int or type(step) is not int or not 0 <= step <= max_steps:
+        raise ValueError(
+            f"start: expected whole numbers with 0 <= step <= max_steps, got {step!r}, {max_steps!r}"
+        )
     schedule = make_schedule(config, max_steps)
+    if step == 0:
+        reset_state(state)
     phase = schedule.phase(step)
     expected = max(0, phase - Phase.STRUCTURED)
     if not config.structured:
@@ -149,6 +166,7 @@ def collect(model: nn.Module) -> None:
     gradients = _take_gradients(run.stage)
     moment = Moment(run.step, run.phase, run.schedule)
     run.press = run.method.learn(run.stage, gradients, run.target, moment)
+    run.collected = True
 
 
 def advance(model: nn.Module, step: int) -> None:
@@ -159,11 +177,22 @@ def advance(model: nn.Module, step: int) -> None:
 
     Args:
         model: a model with masks.
-        step: completed optimizer steps.
+        step: completed optimizer steps; one more than at the last call.
+
+    Raises:
+        ValueError: the step is not the next one.
+        RuntimeError: masks learn, but `collect` was not called in this step.
     """
     state = pruning_state(model)
     run = current_run(state)
-    run.step = step
+    if step != run.step + 1:
+        raise ValueError(f"advance: expected step {run.step + 1}, the next one, got {step!r}")
+    if run.stage is not None and not run.collected:
+        raise RuntimeError(
+            "advance: the masks have learned nothing in this step; call `collect(model)` after "
+            "`loss.backward()` and before the optimizer's step"
+        )
+    run.step, run.collected = step, False
     phase = run.schedule.phase(step)
     if phase >= Phase.BLOCKS and int(state.landed) < 1:
         _land(model, state, run, Phase.STRUCTURED)

@@ -152,7 +152,7 @@ class PruningState(nn.Module):
             _make_gates(config, layer, anatomy.sizes, index, device)
             for index, layer in enumerate(anatomy.structure.layers)
         )
-        # What `loop.start` and the callback set up; never saved.
+        # What `loop.start` and the callback at work set up; never saved.
         self.run: object | None = None
         self.session: object | None = None
         self.register_buffer("landed", torch.zeros(1, dtype=torch.int64, device=device))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from torch import nn
@@ -19,6 +21,7 @@ from transformers import (
 
 from .anatomy import anatomy
 from .config import PruningConfig
+from .loop import reset_state
 from .masked import STATE_NAME, PruningState, insert_masks
 from .methods import make_method
 from .modeling import bert as pruned
@@ -29,6 +32,15 @@ def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the settings of a pruning run out of keyword arguments."""
     names = {field.name for field in dataclasses.fields(PruningConfig)}
     return {name: kwargs.pop(name) for name in names & set(kwargs)}
+
+
+def _check_spelling(names: Iterable[str]) -> None:
+    """Refuse what is almost the name of a setting: configs keep any field, so nobody else would notice."""
+    settings = [field.name for field in dataclasses.fields(PruningConfig)]
+    for name in names:
+        meant = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
+        if meant and not hasattr(BertConfig, name):
+            raise ValueError(f"unknown setting {name!r}: did you mean {meant[0]!r}?")
 
 
 def _with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +71,8 @@ class PrunableBertConfig(BertConfig):
     def __init__(self, **kwargs: Any) -> None:
         """Settings given by name become :attr:`pruning`; see ``PruningConfig.create`` for errors."""
         settings = _take_settings(kwargs)
+        if settings:
+            _check_spelling(kwargs)
         # Configs are dataclasses in later transformers, not in 5.0: in both, this sets every field.
         super().__init__(**kwargs)
         if settings:
@@ -71,6 +85,7 @@ class PrunableBertConfig(BertConfig):
         A field of the stored config that is named like a setting stays what it was: a field.
         """
         settings, data = _take_settings(kwargs), dict(config_dict)
+        _check_spelling(kwargs)
         fields = _take_settings(data)
         if settings:
             data["pruning"] = _with_settings(data.get("pruning"), settings)
@@ -84,6 +99,12 @@ class PrunableBertConfig(BertConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers; a dense or pruned BERT's config is taken for one of this type."""
         data, unused = super().get_config_dict(*args, **kwargs)
+        if (data.get("structure") or {}).get("block_shape") is not None:
+            raise ValueError(
+                "config: expected a model that is dense or pruned by heads and rows, got one stored as "
+                "blocks; load it with its Auto class, then `attach(model, config)` or pass it to a Trainer "
+                "with a PruningCallback"
+            )
         if data.get("model_type") in ("bert", "pruned_bert"):
             data = {**data, "model_type": cls.model_type}
             data.pop("auto_map", None)
@@ -192,14 +213,6 @@ class PrunableBertForMaskedLM(PrunableBertHeadMixin, BertForMaskedLM):
 
 class PrunableBertForMultipleChoice(PrunableBertHeadMixin, BertForMultipleChoice):
     """:class:`~transformers.BertForMultipleChoice` with masks."""
-
-
-def reset_state(state: PruningState) -> None:
-    """Give all masks and what they learn from their initial values."""
-    method = make_method(state.config)
-    for gate in state.all_gates():
-        method.reset(gate)
-    state.landed.zero_()
 
 
 def new_masks(model: nn.Module, config: PruningConfig) -> PruningState:

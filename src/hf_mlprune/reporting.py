@@ -14,6 +14,7 @@ from torch import nn
 
 from .anatomy import Anatomy, anatomy
 from .budget import attention_multiply_adds, block_weights, structure_weights
+from .config import PruningConfig
 from .latency import Latency
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.block_sparse import BlockSparseLinear
@@ -59,6 +60,7 @@ class Report:
         difference_allowed: the bound it was held to.
         compared_on: real batches it was measured on.
         latency: measured times, if any.
+        settings: of the run that pruned it, if it was given.
     """
 
     density: float
@@ -71,10 +73,22 @@ class Report:
     difference_allowed: float | None = None
     compared_on: int | None = None
     latency: tuple[Latency, ...] = ()
+    settings: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as ``pruning_report.json`` holds it."""
-        return {"version": REPORT_VERSION, **dataclasses.asdict(self)}
+        return {
+            "version": REPORT_VERSION,
+            **dataclasses.asdict(self),
+            "density_of_pruned_layers": self.density_of_pruned_layers,
+        }
+
+    @property
+    def density_of_pruned_layers(self) -> float:
+        """As :attr:`density`, without the layers that the run left alone: what the target counts."""
+        excluded = (self.settings or {}).get("exclude", ())
+        pruned = [layer.weights for index, layer in enumerate(self.layers) if index not in excluded]
+        return sum(kept for kept, _ in pruned) / sum(total for _, total in pruned)
 
     def table(self) -> Table:
         """Kept of all, per layer and level, for a terminal."""
@@ -105,6 +119,7 @@ def report(
     *,
     shrunk: ShrinkReport | None = None,
     latency: Sequence[Latency] = (),
+    settings: PruningConfig | None = None,
     length: int = 128,
 ) -> Report:
     """Describe a model, masked or pruned (or dense).
@@ -113,6 +128,7 @@ def report(
         model: a model with one encoder of a known family.
         shrunk: what :func:`~hf_mlprune.shrinking.shrink` said of it, if it was shrunk just now.
         latency: what :func:`~hf_mlprune.latency.measure_latency` found.
+        settings: of the run that pruned it.
         length: tokens of the sequence that multiply-adds are counted for.
 
     Raises:
@@ -144,22 +160,20 @@ def report(
         difference_allowed=shrunk.tolerance if shrunk else None,
         compared_on=shrunk.real_batches if shrunk else None,
         latency=tuple(latency),
+        settings=settings.to_dict() if settings else None,
     )
 
 
-def print_end(found: Report, target: float, excluded: Sequence[int]) -> None:
+def print_end(found: Report, settings: PruningConfig) -> None:
     """Print, to standard error, what a run has left.
 
     Args:
         found: on the pruned model.
-        target: the density that was asked for.
-        excluded: layers that were left alone, which the target does not count.
+        settings: of the run.
     """
-    pruned = [layer.weights for index, layer in enumerate(found.layers) if index not in excluded]
-    density = sum(kept for kept, _ in pruned) / sum(total for _, total in pruned)
-    landed = f"landed at density {density:.4f} (target {target:g})"
-    if excluded:
-        landed += f" in the {len(pruned)} layers that were pruned, {found.density:.4f} in all"
+    landed = f"landed at density {found.density_of_pruned_layers:.4f} (target {settings.density:g})"
+    if settings.exclude:
+        landed += f" without layers {list(settings.exclude)}, {found.density:.4f} in all"
     if found.max_difference is not None:
         landed += f"; masked and shrunk outputs differ by {found.max_difference:.1e} at most"
     console = Console(stderr=True)

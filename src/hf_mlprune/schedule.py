@@ -65,9 +65,9 @@ def make_schedule(config: PruningConfig, max_steps: int) -> Schedule:
     structured_steps = max(1, round(structured * max_steps)) if config.structured else 0
     block_steps = max(1, round(blocks * max_steps)) if config.blocks else 0
     # The last step belongs to the final phase even where rounding gave it away.
-    warmup_end = min(warmup_end, max_steps - 1 - structured_steps - block_steps)
-    structured_end = warmup_end + structured_steps
-    return Schedule(warmup_end, structured_end, structured_end + block_steps, max_steps)
+    blocks_end = min(warmup_end + structured_steps + block_steps, max_steps - 1)
+    structured_end = blocks_end - block_steps
+    return Schedule(max(0, structured_end - structured_steps), structured_end, blocks_end, max_steps)
 
 
 def cubic_target(target: float, step: int, start: int, end: int) -> float:

@@ -16,7 +16,6 @@ from .anatomy import find_encoder
 from .carrier import Distiller
 from .distill import Teacher
 from .latency import Latency, measure_latency
-from .loop import pruning_state
 from .masked import PruningState
 from .shrinking import Batch
 
@@ -26,22 +25,24 @@ STEP1_TEACHER = "_step1_teacher"
 
 @dataclass
 class Session:
-    """What one `train()` holds besides the run; lives on the model's state, never saved.
+    """What one callback holds for one model besides the run; never saved.
 
     Attributes:
+        model: the student.
         teacher: as the user gave it, loaded and checked.
         distiller: hooks of the distillation, if there is a teacher.
         batches: the last inputs of the model, without labels, by whether it was training.
     """
 
+    model: PreTrainedModel
     teacher: Teacher | None
     distiller: Distiller | None = None
     batches: dict[bool, Batch] = field(default_factory=dict)
     _handle: RemovableHandle | None = None
 
-    def watch(self, model: nn.Module) -> None:
-        """Remember the last inputs of a model."""
-        self._handle = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+    def watch(self) -> None:
+        """Remember the model's last inputs."""
+        self._handle = self.model.register_forward_pre_hook(self._remember, with_kwargs=True)
 
     def close(self) -> None:
         """Take all hooks out."""
@@ -59,13 +60,6 @@ class Session:
             if isinstance(value, torch.Tensor)
             and name not in ("labels", "start_positions", "end_positions", "num_items_in_batch")
         }
-
-
-def session_of(model: nn.Module) -> Session:
-    """The session of a model that is being trained."""
-    session = pruning_state(model).session
-    assert isinstance(session, Session)
-    return session
 
 
 def past_step1(pruning: PruningState) -> bool:
@@ -94,9 +88,9 @@ def find_step1_teacher(args: TrainingArguments) -> str:
 
 
 def measure(model: PreTrainedModel, session: Session) -> list[Latency]:
-    """Latency of one and of 32 sequences as long as the last batch's; none for a user's own class."""
+    """Latency of one and of 32 sequences as long as the last batch's, up to 128 tokens."""
     lengths = [batch["input_ids"].shape[-1] for batch in session.batches.values() if "input_ids" in batch]
-    length = max(lengths, default=128)
+    length = min(128, max(lengths, default=128))
     measured = [measure_latency(model, batch, length, rounds=30, budget_seconds=5.0) for batch in (1, 32)]
     return [row for row in measured if row is not None]
 

@@ -17,7 +17,7 @@ from .anatomy import Anatomy, anatomy
 from .attaching import kinds_of, plain_config, swap_class
 from .loop import pruning_state
 from .masked import STATE_NAME, MaskedLinear, PruningState
-from .modeling.bert import PrunedBertConfig
+from .modeling.bert import PrunedBertConfig, PrunedBertMixin
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from .modeling.pruned import NoHeads, build_linear, set_heads
 from .modeling.structure import LayerStructure, Structure, grid_shape
@@ -66,7 +66,7 @@ def shrink(model: nn.Module, batches: Sequence[Batch] = ()) -> ShrinkReport:
         What is left, and how equal the two models are.
 
     Raises:
-        ValueError: the model has no masks, or its run is not over.
+        ValueError: the model has no masks, or a run that was begun is not over.
         ShrinkError: outputs differ by more than rounding. The model is the masked one again.
     """
     state = pruning_state(model)
@@ -186,22 +186,26 @@ def _become_pruned(model: nn.Module, parts: Anatomy, structure: Structure) -> No
     new.structure = structure.to_dict()
     kinds = kinds_of(model)
     swap_class(model, old, new, kinds.pruned if kinds else None)
+    if isinstance(model, PrunedBertMixin):
+        # Of an earlier run, if there are any.
+        model.pruning_report = model.pruning_card = None
 
 
-def random_batch(model: nn.Module, rows: int, length: int) -> dict[str, Tensor]:
+def random_batch(model: nn.Module, rows: int, length: int, *, choices: bool = True) -> dict[str, Tensor]:
     """Random tokens in the shape that a model takes, one row padded; the same at every call.
 
     Args:
         model: a model with one encoder of a known family.
         rows: sequences (of two choices each, for a multiple-choice head).
         length: tokens per sequence; as many as the model can take, if that is less.
+        choices: whether the batch is for the model as a whole; for its encoder, if not.
     """
     config = anatomy(model).encoder.config
     kinds = kinds_of(model)
     length = min(length, config.max_position_embeddings)
-    choices = (2,) if kinds is not None and kinds.stock is BertForMultipleChoice else ()
+    pair = (2,) if choices and kinds is not None and kinds.stock is BertForMultipleChoice else ()
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, config.vocab_size, (rows, *choices, length), generator=generator)
+    tokens = torch.randint(0, config.vocab_size, (rows, *pair, length), generator=generator)
     mask = torch.ones_like(tokens)
     mask[rows // 2, ..., length // 2 :] = 0
     device = next(model.parameters()).device

@@ -38,13 +38,13 @@ def interleave(
         rounds: at most this many counted rounds, each calling every variant once.
         warmup: rounds not counted.
         clock: returns seconds; ``time.thread_time`` counts CPU time of one thread.
-        budget_seconds: no new round is begun after this long, but three rounds are always run.
+        budget_seconds: no new round is begun after this long, warm-up included; one is always counted.
     """
     began = clock()
     times: list[list[float]] = [[] for _ in variants]
     for index in range(-warmup, rounds):
-        if index >= 3 and clock() - began > budget_seconds:
-            break
+        if index != 0 and clock() - began > budget_seconds:
+            continue
         for variant, column in zip(variants, times, strict=True):
             start = clock()
             variant()

@@ -121,22 +121,45 @@ class PrunedBertMixin(PreTrainedModel):
             bert_layer_sizes(config),
             BERT_PATHS,
         )
+        if args and Path(args[0]).is_dir():
+            model._read_notes(Path(args[0]) / kwargs.get("subfolder", ""))
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """As in transformers; also writes the pruning report and card, if this model carries them."""
-        super().save_pretrained(save_directory, **kwargs)
-        if not kwargs.get("is_main_process", True):
+    def _read_notes(self, folder: Path) -> None:
+        """Take over a folder's report and card, so that they are saved again with the model."""
+        report, card = folder / REPORT_FILE, folder / "README.md"
+        if report.is_file():
+            try:
+                self.pruning_report = json.loads(report.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{report}: expected JSON ({error}); restore it, or delete it") from None
+        if card.is_file():
+            text = card.read_text(encoding="utf-8", errors="replace")
+            self.pruning_card = text if CARD_MARK in text else None
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """As in transformers; also writes the pruning report and card, if this model carries them.
+
+        A report or card of another model that we wrote there before is taken away.
+        """
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if not is_main_process:
             return
         folder = Path(save_directory)
+        report, card = folder / REPORT_FILE, folder / "README.md"
         if self.pruning_report is not None:
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-            report = {**self.pruning_report, "file_bytes": size}
-            write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-        card = folder / "README.md"
-        ours = not card.exists() or CARD_MARK in card.read_text(encoding="utf-8")
-        if self.pruning_card is not None and ours:
+            write_text(report, json.dumps({**self.pruning_report, "file_bytes": size}, indent=2) + "\n")
+        else:
+            report.unlink(missing_ok=True)
+        if card.exists() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
+            return
+        if self.pruning_card is not None:
             write_text(card, self.pruning_card)
+        else:
+            card.unlink(missing_ok=True)
 
 
 class PrunedBertModel(PrunedBertMixin, BertModel):

@@ -115,8 +115,8 @@ class Structure:
         version = data.get("version")
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"structure: expected format version {FORMAT_VERSION}, got {version!r}; "
-                "a newer hf-mlprune wrote this checkpoint: upgrade with `pip install -U hf-mlprune`"
+                f"structure: expected format version {FORMAT_VERSION}, got {version!r}; if a newer "
+                "hf-mlprune wrote this checkpoint, upgrade with `pip install -U hf-mlprune`"
             )
         _expect_keys("structure", data, {"version", "block_shape", "layers"})
         block_shape = _read_block_shape(data["block_shape"])
