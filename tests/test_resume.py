@@ -132,7 +132,7 @@ def test_resuming_other_settings_config_first_is_refused(tmp_path):
 
     trainer(0.3).train()
     shutil.rmtree(tmp_path / "checkpoint-24")
-    with pytest.raises(ValueError, match="resume: expected density=0.3 as in the interrupted run, got 0.8"):
+    with pytest.raises(ValueError, match=r"resume: expected density=0.3 as in the interrupted run, got 0.8"):
         trainer(0.8).train(resume_from_checkpoint=True)
 
 
