@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 endif
 
-.PHONY: demo test check format venv given-environment
+.PHONY: demo test check format sanitize venv given-environment
 
 demo: $(READY)
 	$(PYTHON) examples/text_classification.py $(if $(SENTENCE),--sentence "$$SENTENCE") $(DEMO_OPTIONS)
@@ -34,10 +34,19 @@ format: $(READY)
 	$(PYTHON) -m ruff check --fix
 	$(PYTHON) -m ruff format
 
+# The native code's tests under the address and undefined-behaviour sanitizers (gcc). Leaks are not looked for:
+# Python and torch leave much behind on purpose.
+sanitize: $(READY)
+	SANITIZE=address,undefined $(PYTHON) setup.py -q build_ext --inplace --force
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(PYTHON) -m pytest tests/test_kernels.py; status=$$?; \
+	  $(PYTHON) setup.py -q build_ext --inplace --force; exit $$status
+
 venv: $(READY)
 
 # torch comes before the package, which is built without isolation: a build must not pull a second torch.
-.venv/.ready: pyproject.toml setup.cfg constraints.txt
+.venv/.ready: pyproject.toml setup.cfg setup.py constraints.txt $(wildcard src/hf_mlprune/kernels/native/*)
 	python3 -c "import sys; sys.exit(sys.version_info < (3, 11) and 'expected python3 to be 3.11 or newer, got ' + sys.version)"
 	python3 -m venv .venv
 	.venv/bin/python -m pip install -c constraints.txt pip setuptools wheel
@@ -45,7 +54,11 @@ venv: $(READY)
 	.venv/bin/python -m pip install -c constraints.txt --no-build-isolation --group dev -e ".[train]"
 	touch $@
 
-given-environment:
+# The native code is built into the source tree, not into the environment.
+given-environment: src/hf_mlprune/kernels/native.so
 	@$(PYTHON) -c "import torch" || { echo "expected torch in $(PYTHON); install it there, or leave PYTHON out to use .venv"; exit 1; }
 	@$(PYTHON) -c "import hypothesis, importlinter, mypy, pytest, pytest_timeout, ruff" \
 	  || { echo "expected the development tools in $(PYTHON); run there: pip install --group dev '.[train]' (pip 25.1 or newer), or leave PYTHON out to use .venv"; exit 1; }
+
+src/hf_mlprune/kernels/native.so: setup.py $(wildcard src/hf_mlprune/kernels/native/*)
+	-$(PYTHON) setup.py -q build_ext --inplace --force

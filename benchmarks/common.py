@@ -38,9 +38,9 @@ def command() -> str:
     return " ".join(["python", *words])
 
 
-def write_result(figures: dict[str, Any]) -> Path:
-    """Write a benchmark's figures to ``results/<script>.json``."""
-    path = RESULTS / f"{Path(sys.argv[0]).stem}.json"
+def write_result(figures: dict[str, Any], name: str = "") -> Path:
+    """Write a benchmark's figures to ``results/<name>.json``; the script's name, if none is given."""
+    path = RESULTS / f"{name or Path(sys.argv[0]).stem}.json"
     write_json(path, {"command": command(), "machine": machine(), **figures})
     return path
 

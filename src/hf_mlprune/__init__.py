@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from . import kernels
 from .attaching import KINDS, attach
 from .callback import PruningCallback
 from .config import PruningConfig
@@ -45,6 +46,7 @@ __all__ = [
     "advance",
     "attach",
     "collect",
+    "kernels",
     "report",
     "shrink",
     "start",

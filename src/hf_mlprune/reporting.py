@@ -15,6 +15,7 @@ from torch import nn
 from .anatomy import Anatomy, anatomy
 from .budget import attention_multiply_adds, block_weights, structure_weights
 from .config import PruningConfig
+from .kernels import explain
 from .latency import Latency
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.block_sparse import BlockSparseLinear
@@ -61,6 +62,7 @@ class Report:
         compared_on: real batches it was measured on.
         latency: measured times, if any.
         settings: of the run that pruned it, if it was given.
+        multiplied: how block-sparse layers are multiplied on this machine's CPU, and why so -> layers.
     """
 
     density: float
@@ -74,6 +76,7 @@ class Report:
     compared_on: int | None = None
     latency: tuple[Latency, ...] = ()
     settings: dict[str, Any] | None = None
+    multiplied: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as ``pruning_report.json`` holds it."""
@@ -161,6 +164,7 @@ def report(
         compared_on=shrunk.real_batches if shrunk else None,
         latency=tuple(latency),
         settings=settings.to_dict() if settings else None,
+        multiplied=explain(model),
     )
 
 
@@ -178,7 +182,8 @@ def print_end(found: Report, settings: PruningConfig) -> None:
         landed += f"; masked and shrunk outputs differ by {found.max_difference:.1e} at most"
     console = Console(stderr=True)
     console.print(found.table())
-    for line in (*found.latency, landed):
+    multiplied = [f"block-sparse layers: {count} {how}" for how, count in found.multiplied.items()]
+    for line in (*multiplied, *found.latency, landed):
         console.print(str(line))
 
 

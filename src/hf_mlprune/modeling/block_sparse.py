@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +90,18 @@ class BlockSparseMatrix:
         return padded[: self.shape[0], : self.shape[1]]
 
 
+class Accelerator(Protocol):
+    """A faster product than that with the dense matrix."""
+
+    def prepare(self, linear: BlockSparseLinear) -> None:
+        """Called when a layer is put into evaluation mode; may lay its blocks out anew in memory."""
+
+    def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:
+        """The output of a layer in evaluation mode, or ``None`` to have it computed here."""
+
+
 class BlockSparseLinear(nn.Module):
-    """``y = x W^T + b`` with a block-sparse W, multiplied as a dense matrix.
+    """``y = x W^T + b`` with a block-sparse W, multiplied as a dense matrix where nothing faster serves.
 
     The blocks are stored under the key ``weight`` as a 3-D tensor, so that a stock model that is
     pointed at the checkpoint raises a size mismatch instead of re-initialising the layer.
@@ -105,6 +116,9 @@ class BlockSparseLinear(nn.Module):
             the other output features are zero.
         scatter_size: see ``scatter``.
     """
+
+    #: One slot, which `hf_mlprune.kernels` fills; empty where a checkpoint's own code runs.
+    accelerator: ClassVar[Accelerator | None] = None
 
     crow_indices: Tensor
     col_indices: Tensor
@@ -157,6 +171,8 @@ class BlockSparseLinear(nn.Module):
         """
         self._dense = None
         super().train(mode)
+        if self.accelerator is not None and not mode:
+            self.accelerator.prepare(self)
         return self
 
     def _dense_weight(self) -> Tensor:
@@ -169,6 +185,10 @@ class BlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``, or ``(..., scatter_size)``."""
+        if self.accelerator is not None and not self.training:
+            y = self.accelerator.multiply(self, x)
+            if y is not None:
+                return y
         y = functional.linear(x, self._dense_weight(), self.bias)
         if self.scatter_size is None:
             return y

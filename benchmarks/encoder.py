@@ -1,0 +1,186 @@
+"""Whole encoders: dense torch, pruned by heads and rows, by blocks, and by both, all at the same density.
+
+The Amdahl bound is computed in the same run: dense time / (time of the pruned model without its linears +
+time of the dense model's linears x density). Eager is compared with eager, compiled with compiled; for
+reference the dense model in ONNX Runtime and OpenVINO, where they are installed. Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, PreTrainedModel
+
+import engines
+from common import write_result
+from hf_mlprune import PrunedBertConfig, kernels, report
+from hf_mlprune.anatomy import anatomy
+from hf_mlprune.modeling.bert import PrunedBertModel, bert_layer_sizes
+from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
+from hf_mlprune.modeling.structure import ROLES, LayerStructure, Structure, grid_shape
+from hf_mlprune.timing import interleave
+
+MODELS = {
+    "bert-base": BertConfig(),
+    "minilm-l6": BertConfig(
+        hidden_size=384, num_attention_heads=12, num_hidden_layers=6, intermediate_size=1536
+    ),
+}
+#: Share of heads and FC1 rows, share of blocks of what is left; density 0.2 each.
+KINDS = {"heads and rows": (0.2, 1.0), "blocks": (1.0, 0.2), "both": (0.5, 0.4)}
+BLOCK_SHAPE = (16, 16)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument(
+        "--inputs", nargs="+", default=["1x32", "1x128", "1x384", "32x32", "32x128", "32x384"]
+    )
+    parser.add_argument("--layers", type=int, default=2, help="layers of models that run 32 sequences")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compile", action="store_true", help="compiled models, too (minutes)")
+    parser.add_argument("--engines", action="store_true", help="dense models in other engines, too")
+    return parser.parse_args()
+
+
+def pruned_model(config: BertConfig, kind: str) -> PrunedBertModel:
+    """A model with evenly spread heads and rows, and blocks at random places."""
+    kept, block_share = KINDS[kind]
+    sizes = bert_layer_sizes(config)
+    full = LayerStructure.full(sizes)
+
+    def spread(indices: tuple[int, ...]) -> tuple[int, ...]:
+        count = max(1, round(kept * len(indices)))
+        return tuple(indices[i * len(indices) // count] for i in range(count))
+
+    layer = LayerStructure(spread(full.heads), full.attention_output, spread(full.fc1), full.fc2, blocks={})
+    keeps = {}
+    if block_share < 1:
+        for role in ROLES:
+            grid = grid_shape(layer.linear_shape(role, sizes), BLOCK_SHAPE)
+            keeps[role] = (grid, round(block_share * grid[0] * grid[1]))
+        layer = LayerStructure(
+            layer.heads, layer.attention_output, layer.fc1, layer.fc2,
+            blocks={role: count for role, (_, count) in keeps.items()},
+        )  # fmt: skip
+    structure = Structure((layer,) * config.num_hidden_layers, BLOCK_SHAPE if keeps else None)
+    model = PrunedBertModel(PrunedBertConfig(**{**config.to_dict(), "structure": structure.to_dict()}))
+    for part in anatomy(model).layers:
+        for role, linear in part.linears.items():
+            if isinstance(linear, BlockSparseLinear):
+                grid, count = keeps[role]
+                keep = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+                keep[torch.randperm(len(keep))[:count]] = True
+                dense = torch.randn(linear.out_features, linear.in_features) * 0.02
+                linear.set_matrix(BlockSparseMatrix.from_dense(dense, keep.view(grid), BLOCK_SHAPE))
+    return model.eval()
+
+
+class Constant(nn.Module):
+    """A linear without its work: an output that was made before."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.made: dict[tuple[int, ...], Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., features)``, always the same."""
+        shape = (*x.shape[:-1], self.features)
+        if shape not in self.made:
+            self.made[shape] = torch.randn(shape)
+        return self.made[shape]
+
+
+def without_linears(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose encoder linears cost nothing."""
+    model = copy.deepcopy(model)
+    parts = anatomy(model)
+    for part in parts.layers:
+        for role, linear in part.linears.items():
+            features = getattr(linear, "scatter_size", None) or linear.out_features
+            part.module.set_submodule(getattr(parts.paths, role), Constant(features))
+    return model
+
+
+def measure(name: str, batch: int, length: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All variants of one model and input."""
+    config = copy.deepcopy(MODELS[name])
+    if batch > 1:
+        config.num_hidden_layers = min(config.num_hidden_layers, args.layers)
+    dense = BertModel(config).eval()
+    tokens = torch.randint(0, config.vocab_size, (batch, length))
+    models: dict[str, nn.Module] = {"dense": dense, "dense without linears": without_linears(dense)}
+    density = {}
+    for kind in args.kinds:
+        models[kind] = pruned_model(config, kind)
+        density[kind] = report(models[kind]).density
+        models[f"{kind} without linears"] = without_linears(models[kind])
+    if args.compile:
+        for kind in ("dense", *args.kinds):
+            models[f"{kind} compiled"] = torch.compile(models[kind])
+    calls: dict[str, Callable[[], object]] = {
+        kind: lambda model=model: model(input_ids=tokens) for kind, model in models.items()
+    }
+    if args.engines:
+        calls |= engines.whole_model(dense, tokens)
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    with torch.inference_mode():
+        timing = interleave(
+            list(calls.values()), rounds=args.rounds, warmup=2, clock=clock, budget_seconds=90
+        )
+    seconds = dict(zip(calls, timing.seconds, strict=True))
+    speedups = dict(zip(calls, timing.ratios, strict=True))
+    shared = {"model": name, "batch": batch, "length": length, "layers": config.num_hidden_layers}
+    rows = []
+    for variant in calls:
+        row = {**shared, "variant": variant, "seconds": seconds[variant], "speedup": speedups[variant]}
+        if variant in density:
+            linears = seconds["dense"] - seconds["dense without linears"]
+            bound = seconds["dense"] / (seconds[f"{variant} without linears"] + linears * density[variant])
+            row |= {
+                "density": density[variant],
+                "amdahl_bound": bound,
+                "of_bound": speedups[variant] / bound,
+                "multiplied": kernels.explain(models[variant]),
+            }
+        if variant.endswith(" compiled"):
+            row["speedup_over_compiled_dense"] = seconds["dense compiled"] / seconds[variant]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure every model and input."""
+    args = parse_arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    rows = []
+    for name in args.models:
+        for size in args.inputs:
+            batch, length = map(int, size.split("x"))
+            found = measure(name, batch, length, args)
+            for row in found:
+                note = f" of bound {row['of_bound']:.2f}" if "of_bound" in row else ""
+                took = f"{row['seconds'] * 1e3:.1f} ms, {row['speedup']:.2f}x"
+                print(f"{name} {size} {row['variant']}: {took}{note}")
+            rows += found
+    settings = {"block_shape": BLOCK_SHAPE, "instruction_set": kernels.instruction_set()}
+    path = write_result({"settings": settings, "results": rows}, name=f"encoder_{args.threads}")
+    print(f"written: {path}")
+    print(json.dumps({"rows": len(rows)}))
+
+
+if __name__ == "__main__":
+    main()

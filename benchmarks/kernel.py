@@ -1,0 +1,165 @@
+"""How near does the block-sparse product come to time proportional to density?
+
+efficiency = dense torch time x density / block-sparse time. Every variant of a shape and number of tokens is
+run in turn: process CPU time at one thread, wall time at more. For reference: torch's own BSR product, and
+where they are installed ONNX Runtime and OpenVINO dense, and dynamic int8 of torch and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import engines
+from common import RESULTS, write_result
+from hf_mlprune.kernels import block_sparse_linear, instruction_set, packed
+from hf_mlprune.modeling.block_sparse import BlockSparseMatrix
+from hf_mlprune.timing import interleave
+
+SHAPES = [(768, 768), (768, 3072), (3072, 768), (384, 384), (384, 1536), (1536, 384)]
+TOKENS = [1, 16, 128, 512, 4096]
+DENSITIES = [0.5, 0.3, 0.2, 0.1]
+REQUIRED = {"mean": 0.95, "least": 0.70, "mean_at_0.1": 0.75}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--block-shape", type=int, nargs=2, default=[16, 16])
+    parser.add_argument("--instruction-set", default=instruction_set(), help="avx2 or avx512")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--engines", action="store_true", help="other engines, too")
+    return parser.parse_args()
+
+
+def random_matrix(dense: Tensor, density: float, block_shape: tuple[int, int]) -> BlockSparseMatrix:
+    """Exactly this share of blocks, at random places."""
+    grid = (-(-dense.shape[0] // block_shape[0]), -(-dense.shape[1] // block_shape[1]))
+    count = grid[0] * grid[1]
+    keep = torch.zeros(count, dtype=torch.bool)
+    keep[torch.randperm(count)[: round(density * count)]] = True
+    matrix = BlockSparseMatrix.from_dense(dense, keep.view(grid), block_shape)
+    return BlockSparseMatrix(packed(matrix.values), matrix.crow_indices, matrix.col_indices, matrix.shape)
+
+
+def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
+    """The same call several times: a clock reads to some microseconds only."""
+
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+def measure(shape: tuple[int, int], tokens: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All variants of one shape and number of tokens."""
+    columns, rows = shape
+    x, weight, bias = torch.randn(tokens, columns), torch.randn(rows, columns), torch.randn(rows)
+    block_shape = (args.block_shape[0], args.block_shape[1])
+    calls: dict[str, Callable[[], object]] = {"dense": partial(functional.linear, x, weight, bias)}
+    kept = {}
+    for density in DENSITIES:
+        matrix = random_matrix(weight, density, block_shape)
+        grid = (matrix.crow_indices.shape[0] - 1) * -(-columns // block_shape[1])
+        kept[f"sparse_{density}"] = len(matrix.values) / grid
+        calls[f"sparse_{density}"] = partial(
+            block_sparse_linear, x, matrix, bias, instruction_set=args.instruction_set
+        )
+        if args.engines and density == 0.2:
+            calls["torch_bsr_0.2"] = engines.torch_bsr(x, matrix, bias)
+    if args.engines:
+        calls |= engines.dense_engines(x, weight, bias)
+    started = time.perf_counter()
+    calls["dense"]()
+    times = max(1, round(5e-4 / (time.perf_counter() - started)))
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    with torch.inference_mode():
+        timing = interleave(
+            [repeated(call, times) for call in calls.values()], rounds=args.rounds, clock=clock, warmup=1,
+            budget_seconds=20,
+        )  # fmt: skip
+    found = []
+    for name, seconds, ratio in zip(calls, timing.seconds, timing.ratios, strict=True):
+        row = {"columns": columns, "rows": rows, "tokens": tokens, "variant": name}
+        row |= {"seconds": seconds / times, "speedup": ratio}
+        if name in kept:
+            row |= {"density": kept[name], "efficiency": ratio * kept[name]}
+        found.append(row)
+    return found
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Of ratios."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The figures that are required."""
+    main = [row["efficiency"] for row in rows if row["variant"] in ("sparse_0.5", "sparse_0.3", "sparse_0.2")]
+    low = [row["efficiency"] for row in rows if row["variant"] == "sparse_0.1"]
+    return {"mean": geometric_mean(main), "least": min(main), "mean_at_0.1": geometric_mean(low)}
+
+
+def plot(rows: list[dict[str, Any]], name: str, title: str) -> None:
+    """Efficiency over tokens, one panel per shape."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, sharey=True)
+    for axis, shape in zip(axes.flat, SHAPES, strict=True):
+        for density in DENSITIES:
+            own = [
+                row
+                for row in rows
+                if (row["columns"], row["rows"]) == shape and row["variant"] == f"sparse_{density}"
+            ]
+            axis.plot(
+                [r["tokens"] for r in own], [r["efficiency"] for r in own], marker="o", label=f"{density}"
+            )
+        axis.axhline(1.0, color="grey", linewidth=0.8)
+        axis.set(title=f"{shape[0]} → {shape[1]}", xscale="log", ylim=(0, None))
+    axes[0, 0].legend(title="density")
+    figure.supxlabel("tokens")
+    figure.supylabel("efficiency: dense time x density / block-sparse time")
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+
+
+def main() -> None:
+    """Measure every cell."""
+    args = parse_arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    rows = []
+    for shape in SHAPES:
+        for tokens in args.tokens:
+            rows += measure(shape, tokens, args)
+            cells = [f"{row['variant']} {row.get('efficiency', row['speedup']):.2f}" for row in rows[-20:]
+                     if (row["columns"], row["rows"], row["tokens"]) == (*shape, tokens)]  # fmt: skip
+            print(shape, tokens, *cells[1:], flush=True)
+    summary = summarise(rows)
+    print(json.dumps(summary, indent=2))
+    name = f"kernel_{args.instruction_set}_{args.threads}_{'x'.join(map(str, args.block_shape))}"
+    settings = {"instruction_set": args.instruction_set, "block_shape": args.block_shape}
+    path = write_result(
+        {"settings": settings, "summary": summary, "required": REQUIRED, "results": rows}, name=name
+    )
+    blocks = "x".join(map(str, args.block_shape))
+    plot(rows, name, f"blocks {blocks}, {args.instruction_set}, threads: {args.threads}")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Which of a model's block-sparse layers the native operation serves, and why not the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..modeling.block_sparse import BlockSparseLinear
+from .operation import DTYPES, WHY_NOT, block_sparse_linear, instruction_set, packed
+
+#: Rows of W that the native code computes at once: a lower block costs as much as one of 16 rows.
+STRIP_ROWS = 16
+#: From this share of computed weights on, a dense product is faster (docs/kernel.md).
+DENSE_FROM = 0.9
+
+logger = logging.get_logger(__name__)
+
+
+def computed_share(linear: BlockSparseLinear) -> float:
+    """Weights that the native operation multiplies by, idle lanes included / weights of the dense matrix."""
+    rows, columns = linear.block_shape
+    tall = -(-rows // STRIP_ROWS) * STRIP_ROWS
+    whole = linear.in_features * linear.out_features
+    return len(linear.weight) * tall * columns / whole if whole else 0.0
+
+
+def why_dense(linear: BlockSparseLinear) -> str:
+    """Why a layer is multiplied as a dense matrix on the CPU; empty if the native operation serves it."""
+    if WHY_NOT:
+        return WHY_NOT
+    if linear.weight.dtype not in DTYPES:
+        return f"the native code has no {linear.weight.dtype}"
+    share = computed_share(linear)
+    if share > DENSE_FROM:
+        low = linear.block_shape[0] < STRIP_ROWS
+        return f"{share:.2f} of the matrix would be computed" + (
+            f", as blocks of {linear.block_shape[0]} rows fill {STRIP_ROWS}" if low else ""
+        )
+    return ""
+
+
+def explain(model: nn.Module) -> dict[str, int]:
+    """How a model's block-sparse layers are multiplied on the CPU -> number of layers."""
+    native = f"native ({instruction_set()})"
+    layers = [module for module in model.modules() if isinstance(module, BlockSparseLinear)]
+    reasons = (why_dense(layer) for layer in layers)
+    return dict(Counter(f"dense: {reason}" if reason else native for reason in reasons))
+
+
+class NativeProduct:
+    """What :class:`BlockSparseLinear` calls; see there."""
+
+    def prepare(self, linear: BlockSparseLinear) -> None:
+        """Lay a layer's blocks out for the native code, once; say once if there is none."""
+        if WHY_NOT:
+            logger.warning_once(f"block-sparse layers are multiplied as dense ones: {WHY_NOT}")
+        elif not why_dense(linear) and not linear.weight.transpose(1, 2).is_contiguous():
+            linear.weight.data = packed(linear.weight.data)
+
+    def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:
+        """The layer's output, or ``None`` where it is to be multiplied as a dense one."""
+        if (
+            x.device.type != "cpu"
+            or x.dtype is not linear.weight.dtype
+            or torch.is_autocast_enabled("cpu")
+            or why_dense(linear)
+        ):
+            return None
+        return block_sparse_linear(
+            x,
+            linear.matrix(),
+            linear.bias,
+            row_indices=linear.row_indices,
+            scatter_size=linear.scatter_size,
+        )

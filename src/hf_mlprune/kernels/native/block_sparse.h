@@ -1,0 +1,61 @@
+// y = x W^T + b for a W of which only some blocks are stored.
+#pragma once
+
+#include <cstdint>
+
+namespace mlprune {
+
+enum class Activation { none, gelu, relu };
+
+// Outputs are computed in strips of this many rows of W.
+constexpr int kStrip = 16;
+// Columns of x are laid out in chunks of this many.
+constexpr int kChunk = 16;
+
+// One product. Pointers are to float, or to bfloat16 where `half` is set.
+struct Product {
+  bool half;
+  const void* x;               // (tokens, columns), see row_offset and column_stride
+  const int64_t* row_offsets;  // (tokens,) offsets of rows in elements; null: row_stride * token
+  int64_t row_stride;
+  int64_t column_stride;
+  int64_t tokens;
+  int64_t columns;
+  const void* values;      // (blocks, block columns, block rows): blocks stand transposed in memory
+  const int32_t* crow;     // (grid rows + 1,)
+  const int32_t* col;      // (blocks,)
+  int64_t block_rows;
+  int64_t block_columns;
+  int64_t rows;
+  const void* bias;           // (rows,) or null
+  const int64_t* row_places;  // (rows,) places of rows in the output, or null
+  int64_t outputs;            // features of y; more than `rows` where rows have places
+  void* y;                    // (tokens, outputs), contiguous
+  Activation activation;
+};
+
+// Part of a product: tokens in tiles, and strips of rows.
+struct Part {
+  int64_t tile_begin, tile_end, tiles;
+  int64_t strip_begin, strip_end;
+};
+
+inline int64_t strips_per_grid_row(const Product& p) { return (p.block_rows + kStrip - 1) / kStrip; }
+
+// First token of a tile; tiles differ by one token at most.
+inline int64_t tile_start(int64_t tokens, int64_t tiles, int64_t tile) {
+  const int64_t each = tokens / tiles, more = tokens % tiles;
+  return tile * each + (tile < more ? tile : more);
+}
+
+namespace avx2 {
+constexpr int kTile = 6;  // most tokens of a tile
+void run(const Product&, const Part&);
+}  // namespace avx2
+
+namespace avx512 {
+constexpr int kTile = 24;
+void run(const Product&, const Part&);
+}  // namespace avx512
+
+}  // namespace mlprune

@@ -1,0 +1,386 @@
+"""The native block-sparse product against the dense one in float64, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+import hf_mlprune
+from conftest import make_batch, make_model, prune
+from hf_mlprune import PruningConfig, kernels, report, shrink
+from hf_mlprune.config import LEVELS
+from hf_mlprune.kernels import block_sparse_linear, explain, packed
+from hf_mlprune.kernels.dispatch import why_dense
+from hf_mlprune.kernels.operation import WHY_NOT
+from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
+
+ROOT = Path(__file__).parents[1]
+INSTRUCTION_SETS = {"": [], "avx2": ["avx2"], "avx512": ["avx2", "avx512"]}[kernels.instruction_set()]
+
+native = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+
+def random_matrix(rows, columns, block_shape, density, generator, dtype=torch.float32) -> BlockSparseMatrix:
+    grid = (-(-rows // block_shape[0]), -(-columns // block_shape[1]))
+    keep = torch.rand(grid, generator=generator) < density
+    matrix = BlockSparseMatrix.from_dense(
+        torch.randn(rows, columns, generator=generator).to(dtype), keep, block_shape
+    )
+    return BlockSparseMatrix(packed(matrix.values), matrix.crow_indices, matrix.col_indices, matrix.shape)
+
+
+def dense_result(x, matrix, bias):
+    y = x.double() @ matrix.to_dense().double().T
+    return y if bias is None else y + bias.double()
+
+
+@st.composite
+def products(draw):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    block_shape = draw(
+        st.sampled_from([(16, 16), (32, 32), (16, 4), (32, 1), (64, 32), (8, 8), (1, 32), (24, 20), (4, 16)])
+    )
+    rows, columns = draw(st.integers(1, 100)), draw(st.integers(1, 100))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    density = draw(st.sampled_from([0.0, 0.2, 0.7, 1.0]))
+    matrix = random_matrix(rows, columns, block_shape, density, generator, dtype)
+    tokens = draw(st.sampled_from([0, 1, 2, 3, 5, 7, 16, 24, 25, 49, 200]))
+    x = torch.randn(tokens, columns, generator=generator).to(dtype)
+    bias = torch.randn(rows, generator=generator).to(dtype) if draw(st.booleans()) else None
+    return x, matrix, bias
+
+
+def tolerance(dtype):
+    return 1e-5 if dtype is torch.float32 else 1e-2
+
+
+@native
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@given(case=products())
+def test_it_is_the_dense_product(name, case):
+    x, matrix, bias = case
+    y = block_sparse_linear(x, matrix, bias, instruction_set=name)
+    expected = dense_result(x, matrix, bias)
+    assert y.shape == expected.shape
+    assert y.dtype is x.dtype
+    bound = tolerance(x.dtype) * max(1.0, float(expected.abs().max()) if expected.numel() else 0.0)
+    torch.testing.assert_close(y.double(), expected, atol=bound, rtol=0)
+
+
+@native
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_fused_activations(activation, name):
+    matrix = random_matrix(70, 33, (16, 16), 0.6, torch.Generator().manual_seed(0))
+    x = torch.randn(9, 33) * 3
+    y = block_sparse_linear(x, matrix, activation=activation, instruction_set=name)
+    expected = getattr(functional, activation)(dense_result(x, matrix, None))
+    torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@native
+@given(seed=st.integers(0, 99), places=st.integers(0, 40))
+def test_rows_go_to_their_places_among_zeros(seed, places):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = random_matrix(37, 20, (16, 4), 0.5, generator)
+    row_indices = torch.randperm(37 + places, generator=generator)[:37].sort().values
+    x, bias = torch.randn(11, 20, generator=generator), torch.randn(37, generator=generator)
+    y = block_sparse_linear(x, matrix, bias, row_indices=row_indices, scatter_size=37 + places)
+    expected = torch.zeros(11, 37 + places, dtype=torch.float64)
+    expected[:, row_indices] = dense_result(x, matrix, bias)
+    torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=0)
+
+
+@native
+def test_any_leading_dimensions_and_strides():
+    generator = torch.Generator().manual_seed(0)
+    matrix = random_matrix(40, 24, (16, 16), 0.5, generator)
+    base = torch.randn(3, 5, 48, 7, generator=generator)
+    for x in (
+        base[:, :, :24, 0],  # columns apart
+        base.permute(3, 1, 0, 2)[..., ::2],  # leading dimensions in no common stride
+        base.transpose(2, 3)[1, 1, :, :24],
+        base[0, 0, :24, 0],  # one dimension
+        base[:1, :1, :24, 0].expand(4, 6, 24),  # strides of 0
+    ):
+        y = block_sparse_linear(x, matrix)
+        torch.testing.assert_close(y.double(), dense_result(x, matrix, None), atol=1e-4, rtol=0)
+        assert y.is_contiguous()
+
+
+@native
+@pytest.mark.parametrize("block_shape", [(16, 16), (8, 8), (32, 1)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_spread_as_far_as_kept_blocks_do(bad, block_shape):
+    matrix = random_matrix(64, 64, block_shape, 0.5, torch.Generator().manual_seed(1))
+    keep = BlockSparseMatrix(
+        torch.ones_like(matrix.values), matrix.crow_indices, matrix.col_indices, matrix.shape
+    ).to_dense()
+    column = int(keep.mean(dim=0).sub(0.5).abs().argmin())
+    reached = keep[:, column].bool()
+    assert 0 < int(reached.sum()) < 64
+    x = torch.randn(30, 64, generator=torch.Generator().manual_seed(2))
+    x[3, column] = bad
+    y = block_sparse_linear(x, matrix)
+    assert not bool(y[3, reached].isfinite().any())
+    assert bool(y[3, ~reached].isfinite().all())
+    assert bool(torch.cat([y[:3], y[4:]]).isfinite().all())
+
+
+@native
+def test_values_in_another_layout_give_the_same():
+    matrix = random_matrix(48, 48, (16, 16), 0.5, torch.Generator().manual_seed(0))
+    loose = BlockSparseMatrix(
+        matrix.values.contiguous(), matrix.crow_indices, matrix.col_indices, matrix.shape
+    )
+    x = torch.randn(5, 48)
+    assert torch.equal(block_sparse_linear(x, matrix), block_sparse_linear(x, loose))
+
+
+@native
+def test_threads_do_not_change_the_result():
+    matrix = random_matrix(300, 200, (16, 16), 0.4, torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    try:
+        for tokens in (1, 16, 100, 1000):
+            x = torch.randn(tokens, 200)
+            found = []
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                found.append(block_sparse_linear(x, matrix))
+            assert all(torch.equal(found[0], other) for other in found), tokens
+    finally:
+        torch.set_num_threads(before)
+
+
+@native
+def test_calls_from_many_threads():
+    matrix = random_matrix(96, 80, (16, 16), 0.4, torch.Generator().manual_seed(0))
+    inputs = [torch.randn(tokens, 80) for tokens in (1, 17, 64, 333) * 2]
+    expected = [block_sparse_linear(x, matrix) for x in inputs]
+    wrong: list[int] = []
+
+    def work(index):
+        for _ in range(30):
+            if not torch.equal(block_sparse_linear(inputs[index], matrix), expected[index]):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@native
+def test_gradients_are_those_of_the_dense_product():
+    generator = torch.Generator().manual_seed(0)
+    matrix = random_matrix(40, 24, (16, 16), 0.5, generator)
+    places = torch.arange(0, 80, 2)
+    leaves = [torch.randn(6, 24, generator=generator), matrix.values, torch.randn(40, generator=generator)]
+    weight = torch.randn(6, 80, generator=generator)
+    found = []
+    for dense in (False, True):
+        x, values, bias = (leaf.detach().clone().requires_grad_() for leaf in leaves)
+        own = BlockSparseMatrix(values, matrix.crow_indices, matrix.col_indices, matrix.shape)
+        if dense:
+            y = torch.zeros(6, 80).index_copy(1, places, functional.linear(x, own.to_dense(), bias))
+        else:
+            y = block_sparse_linear(x, own, bias, row_indices=places, scatter_size=80)
+        (y * weight).sum().backward()
+        found.append((x.grad, values.grad, bias.grad))
+    for native_gradient, dense_gradient in zip(*found, strict=True):
+        torch.testing.assert_close(native_gradient, dense_gradient, atol=1e-4, rtol=1e-5)
+
+
+@native
+def test_opcheck():
+    matrix = random_matrix(40, 24, (16, 4), 0.5, torch.Generator().manual_seed(0))
+    tensors = (matrix.values, matrix.crow_indices, matrix.col_indices)
+    for x, bias, places, outputs in (
+        (torch.randn(3, 5, 24), torch.randn(40), None, 40),
+        (torch.randn(0, 24), None, torch.arange(40) + 2, 50),
+    ):
+        torch.library.opcheck(
+            torch.ops.hf_mlprune.block_sparse_linear, (x, *tensors, bias, places, 40, outputs, 1, 0)
+        )
+
+
+@native
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
+def test_compiled_whole_and_exported_with_any_number_of_tokens(tmp_path):
+    layer = BlockSparseLinear(24, 40, (16, 4), 9)
+    model = torch.nn.Sequential(layer, torch.nn.GELU()).eval()
+    assert not why_dense(layer)
+    x = torch.randn(7, 24)
+    with torch.no_grad():
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected)
+        tokens = torch.export.Dim("tokens", min=2, max=4096)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: tokens},), strict=False)
+        assert "block_sparse_linear" in str(program.graph)
+        torch.export.save(program, tmp_path / "model.pt2")
+        loaded = torch.export.load(tmp_path / "model.pt2").module()
+        other = torch.randn(33, 24)
+        torch.testing.assert_close(loaded(other), model(other))
+
+
+@native
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"col_indices": torch.tensor([0, 9], dtype=torch.int32)}, "columns of the grid"),
+        ({"col_indices": torch.tensor([0, -1], dtype=torch.int32)}, "columns of the grid"),
+        ({"col_indices": torch.tensor([0], dtype=torch.int32)}, "one entry per block"),
+        ({"col_indices": torch.tensor([0, 1])}, "int32"),
+        ({"crow_indices": torch.tensor([0, 1, 9], dtype=torch.int32)}, "0 to blocks"),
+        ({"crow_indices": torch.tensor([1, 1, 2], dtype=torch.int32)}, "0 to blocks"),
+        ({"crow_indices": torch.tensor([0, -5, 2], dtype=torch.int32)}, "increasing"),
+        ({"crow_indices": torch.tensor([0, 2], dtype=torch.int32)}, "grid rows"),
+        ({"values": torch.zeros(2, 16)}, "block rows, block columns"),
+        ({"values": torch.zeros(2, 16, 16, dtype=torch.float64)}, "dtype of x"),
+        ({"values": torch.zeros(2, 0, 16)}, "blocks of some size"),
+        ({"x": torch.zeros(3, 32, dtype=torch.float64)}, "float32 or bfloat16"),
+        ({"bias": torch.zeros(31)}, "one entry per row"),
+        ({"row_indices": torch.full((32,), 99)}, "expected outputs"),
+        ({"row_indices": torch.arange(31)}, "one place per row"),
+        ({"outputs": 40}, "where outputs are not the rows"),
+        ({"activation": 3}, "activation: expected 0, 1 or 2, got 3"),
+        ({"instruction_set": 3}, "instruction_set: expected a processor that has it"),
+    ],
+)
+def test_malformed_structures_never_reach_native_memory(change, message):
+    arguments = {
+        "x": torch.zeros(3, 32),
+        "values": torch.zeros(2, 16, 16),
+        "crow_indices": torch.tensor([0, 1, 2], dtype=torch.int32),
+        "col_indices": torch.tensor([0, 1], dtype=torch.int32),
+        "bias": None,
+        "row_indices": None,
+        "rows": 32,
+        "outputs": 32,
+        "activation": 0,
+        "instruction_set": 0,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.hf_mlprune.block_sparse_linear(*{**arguments, **change}.values())
+
+
+def pruned_model(block_shape=(16, 16), **sizes):
+    model = make_model(hidden_size=64, intermediate_size=96, **sizes)
+    prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=block_shape))
+    shrink(model)
+    return model
+
+
+@native
+def test_loaded_models_use_it_and_hold_no_dense_copy(tmp_path):
+    model = pruned_model()
+    expected = model.train()(**make_batch()).logits.detach()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    every = [module for module in loaded.modules() if isinstance(module, BlockSparseLinear)]
+    layers = [layer for layer in every if not why_dense(layer)]
+    assert explain(loaded)[f"native ({kernels.instruction_set()})"] == len(layers) > 4
+    assert sum(explain(loaded).values()) == len(every)
+    assert report(loaded).multiplied == explain(loaded)
+    assert all(layer.weight.transpose(1, 2).is_contiguous() for layer in layers)
+    for gradients in (torch.no_grad(), torch.enable_grad()):
+        with gradients:
+            torch.testing.assert_close(loaded(**make_batch()).logits, expected, atol=1e-5, rtol=0)
+    assert all(layer._dense is None for layer in layers)
+    # Trained on and saved again, it is still the same kind of file.
+    loaded.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(again(**make_batch()).logits, expected, atol=1e-5, rtol=0)
+
+
+@native
+def test_low_blocks_are_dense_and_say_why():
+    layer = BlockSparseLinear(64, 64, (4, 16), 40).eval()
+    assert "as blocks of 4 rows fill 16" in why_dense(layer)
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(layer(x), functional.linear(x, layer.matrix().to_dense(), layer.bias))
+
+
+@native
+def test_autocast_and_other_dtypes_are_dense_and_right():
+    layer = BlockSparseLinear(64, 64, (16, 16), 6).eval()
+    x = torch.randn(3, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
+    double = layer.double()
+    expected = functional.linear(x.double(), double.matrix().to_dense(), double.bias)
+    torch.testing.assert_close(double(x.double()), expected)
+    assert "no torch.float64" in why_dense(double)
+
+
+WITHOUT_COMPILER = """
+import sys, torch, hf_mlprune
+from hf_mlprune import kernels
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+(reason, count), = kernels.explain(model).items()
+assert "native code was not built (CompileError" in reason and count > 0, reason
+assert kernels.instruction_set() == ""
+batch = torch.load(sys.argv[2])
+with torch.no_grad():
+    torch.save(model(**batch).logits, sys.argv[3])
+"""
+
+
+def test_without_a_compiler_it_builds_loads_and_is_right(tmp_path):
+    """A real build of the source tree with no compiler on the path."""
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT,
+        source,
+        ignore=shutil.ignore_patterns(".*", "build", "*.so", "not_built.txt", "*.egg-info", "tmp_trainer"),
+    )
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    environment = {**os.environ, "PATH": str(tools), "CC": "no-such-compiler", "CXX": "no-such-compiler"}
+    environment.pop("PYTHONPATH", None)
+    built = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=source, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr[-2000:]
+    assert "native code left out" in built.stderr
+    model = pruned_model()
+    batch = {name: value for name, value in make_batch().items() if name != "labels"}
+    model.save_pretrained(tmp_path / "model")
+    torch.save(batch, tmp_path / "batch.pt")
+    files = [str(tmp_path / name) for name in ("model", "batch.pt", "out.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER, *files],
+        env={**os.environ, "PYTHONPATH": str(source / "src")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "block-sparse layers are multiplied as dense ones: native code was not built" in done.stderr
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.load(tmp_path / "out.pt"), model.eval()(**batch).logits, atol=1e-5, rtol=0
+        )
+
+
+def test_native_code_is_there_where_it_should_be():
+    """A build that fails in silence must not turn this file into skips."""
+    if sys.platform == "linux" and os.uname().machine == "x86_64" and shutil.which("g++"):
+        assert not WHY_NOT
+
+
+def test_public_names_stand_for_something():
+    assert set(kernels.__all__) <= set(dir(hf_mlprune.kernels))
