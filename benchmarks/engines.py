@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,29 @@ def dense_engines(x: Tensor, weight: Tensor, bias: Tensor) -> Calls:
     return calls
 
 
+def whole_model(model: nn.Module, tokens: Tensor) -> Calls:
+    """A dense encoder in ONNX Runtime and OpenVINO, float32."""
+    calls: Calls = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model,
+                (),
+                str(file),
+                kwargs={"input_ids": tokens},
+                input_names=["x"],
+                dynamo=True,
+                verbose=False,
+            )
+        if importlib.util.find_spec("onnxruntime") is not None:
+            calls["onnxruntime"] = _onnxruntime(file, tokens)
+        if importlib.util.find_spec("openvino") is not None:
+            calls["openvino"] = _openvino(file, tokens)
+    return calls
+
+
 def _torch_int8(linear: nn.Linear) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # announces its own end
@@ -68,9 +93,6 @@ def _onnx(weight: Tensor, bias: Tensor) -> Any:
 
 
 def _quantized(model: Any) -> Any:
-    import tempfile
-    from pathlib import Path
-
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
@@ -86,9 +108,9 @@ def _onnxruntime(model: Any, x: Tensor) -> Callable[[], object]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    data = model.SerializeToString()
+    data = str(model) if isinstance(model, Path) else model.SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None, {"x": x.numpy()})
+    return partial(session.run, None, {session.get_inputs()[0].name: x.numpy()})
 
 
 def _openvino(model: Any, x: Tensor) -> Callable[[], object]:
@@ -96,6 +118,6 @@ def _openvino(model: Any, x: Tensor) -> Callable[[], object]:
 
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    read = core.read_model(model.SerializeToString())
+    read = core.read_model(str(model) if isinstance(model, Path) else model.SerializeToString())
     request = core.compile_model(read, "CPU", settings).create_infer_request()
     return partial(request.infer, [x.numpy()])

@@ -12,9 +12,9 @@ from ..modeling.block_sparse import BlockSparseMatrix
 NATIVE = Path(__file__).with_name("native.so")
 #: Written by a build that left the native code out.
 NOT_BUILT = Path(__file__).with_name("not_built.txt")
-#: Positions are the numbers that the native code knows these by.
-ACTIVATIONS = ("none", "gelu", "relu")
-INSTRUCTION_SETS = ("", "avx2", "avx512")
+#: The numbers that the native code knows these by; the best instruction set is 0.
+ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
+INSTRUCTION_SETS = {"": 0, "avx2": 1, "avx512": 2}
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -99,26 +99,27 @@ def block_sparse_linear(
     if WHY_NOT:
         raise RuntimeError(f"block_sparse_linear: {WHY_NOT}; use torch.nn.functional.linear with to_dense()")
     rows, columns = matrix.shape
-    if x.shape[-1:] != (columns,):
+    if x.dim() == 0 or x.shape[-1] != columns:
         raise RuntimeError(f"x: expected (..., {columns}), got {tuple(x.shape)}")
-    act, isa = _number("activation", activation, ACTIVATIONS), 0
-    if instruction_set:
-        isa = _number("instruction_set", instruction_set, INSTRUCTION_SETS)
     outputs = rows if scatter_size is None else scatter_size
+    operation = torch.ops.hf_mlprune.block_sparse_linear.default
     tensors = (x, matrix.values, matrix.crow_indices, matrix.col_indices, bias, row_indices)
+    act = _number("activation", activation, ACTIVATIONS)
+    isa = _number("instruction_set", instruction_set, INSTRUCTION_SETS)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, matrix.values, bias)):
         if act:
             raise RuntimeError(
                 "activation: expected 'none' where gradients are wanted; apply it to the result"
             )
         return _Differentiable.apply(*tensors, rows, outputs, isa)  # type: ignore[no-any-return, no-untyped-call]
-    return torch.ops.hf_mlprune.block_sparse_linear.default(*tensors, rows, outputs, act, isa)  # type: ignore[no-any-return]
+    return operation(*tensors, rows, outputs, act, isa)  # type: ignore[no-any-return]
 
 
-def _number(what: str, name: str, names: tuple[str, ...]) -> int:
-    if name not in names:
-        raise RuntimeError(f"{what}: expected one of {names}, got {name!r}")
-    return names.index(name)
+def _number(what: str, name: str, names: dict[str, int]) -> int:
+    number = names.get(name)
+    if number is None:
+        raise RuntimeError(f"{what}: expected one of {list(names)}, got {name!r}")
+    return number
 
 
 class _Differentiable(torch.autograd.Function):

@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,6 +23,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 struct InstructionSet {
   const char* name;
@@ -48,20 +51,20 @@ int best_instruction_set() {
 }
 
 // Offsets of the tokens of x, (..., columns), whose leading dimensions have any strides.
-std::vector<int64_t> token_offsets(const Tensor& x, int64_t tokens) {
+std::vector<int64_t> token_offsets(Sizes sizes, Sizes strides, int64_t tokens) {
   std::vector<int64_t> offsets(tokens, 0);
   int64_t inner = 1;
-  for (int64_t d = x.dim() - 2; d >= 0; --d) {
-    for (int64_t t = 0; t < tokens; ++t) offsets[t] += t / inner % x.size(d) * x.stride(d);
-    inner *= x.size(d);
+  for (size_t d = sizes.size() - 1; d-- > 0;) {
+    for (int64_t t = 0; t < tokens; ++t) offsets[t] += t / inner % sizes[d] * strides[d];
+    inner *= sizes[d];
   }
   return offsets;
 }
 
 // Whether all leading dimensions can be walked by one stride.
-bool has_one_stride(const Tensor& x) {
-  for (int64_t d = x.dim() - 2; d > 0; --d)
-    if (x.size(d - 1) != 1 && x.stride(d - 1) != x.stride(d) * x.size(d)) return false;
+bool has_one_stride(Sizes sizes, Sizes strides) {
+  for (size_t d = sizes.size() - 1; d-- > 1;)
+    if (sizes[d - 1] != 1 && strides[d - 1] != strides[d] * sizes[d]) return false;
   return true;
 }
 
@@ -136,25 +139,23 @@ Tensor block_sparse_linear(
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation: expected 0, 1 or 2, got ", activation);
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "x: expected float32 or bfloat16");
-  STD_TORCH_CHECK(x.dim() >= 1, "x: expected (..., columns), got no dimension");
-  STD_TORCH_CHECK(values.dim() == 3, "values: expected (blocks, block rows, block columns)");
+  const Sizes sizes = x.sizes(), strides = x.strides(), blocks = values.sizes();
+  const size_t leading = sizes.size() - 1;
+  STD_TORCH_CHECK(!sizes.empty(), "x: expected (..., columns), got no dimension");
+  STD_TORCH_CHECK(blocks.size() == 3, "values: expected (blocks, block rows, block columns)");
   STD_TORCH_CHECK(values.scalar_type() == type, "values: expected the dtype of x");
   STD_TORCH_CHECK(!bias || bias->scalar_type() == type, "bias: expected the dtype of x");
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == rows), "bias: expected one entry per row");
 
   Product p{};
   p.half = type == ScalarType::BFloat16;
-  p.columns = x.size(x.dim() - 1);
-  p.column_stride = x.stride(x.dim() - 1);
-  p.tokens = 1;
-  std::vector<int64_t> shape;
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) {
-    shape.push_back(x.size(d));
-    p.tokens *= x.size(d);
-  }
-  shape.push_back(outputs);
-  p.block_rows = values.size(1);
-  p.block_columns = values.size(2);
+  p.columns = sizes[leading];
+  p.column_stride = strides[leading];
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape[leading] = outputs;
+  p.tokens = std::accumulate(sizes.begin(), sizes.begin() + leading, int64_t{1}, std::multiplies<>());
+  p.block_rows = blocks[1];
+  p.block_columns = blocks[2];
   p.rows = rows;
   p.outputs = outputs;
   p.activation = static_cast<Activation>(activation);
@@ -166,7 +167,7 @@ Tensor block_sparse_linear(
       "crow_indices: expected int32 (grid rows + 1,)");
   STD_TORCH_CHECK(
       col_indices.scalar_type() == ScalarType::Int && col_indices.dim() == 1 &&
-          col_indices.size(0) == values.size(0) && col_indices.is_contiguous(),
+          col_indices.size(0) == blocks[0] && col_indices.is_contiguous(),
       "col_indices: expected int32, one entry per block");
   STD_TORCH_CHECK(row_indices ? row_indices->scalar_type() == ScalarType::Long && row_indices->dim() == 1 &&
                                     row_indices->size(0) == rows && row_indices->is_contiguous()
@@ -175,12 +176,15 @@ Tensor block_sparse_linear(
   p.crow = static_cast<const int32_t*>(crow_indices.data_ptr());
   p.col = static_cast<const int32_t*>(col_indices.data_ptr());
   // Few and in the cache: what native code reads and writes by is checked at every call.
-  STD_TORCH_CHECK(p.crow[0] == 0 && p.crow[grid_rows] == values.size(0), "crow_indices: expected 0 to blocks");
+  STD_TORCH_CHECK(p.crow[0] == 0 && p.crow[grid_rows] == blocks[0], "crow_indices: expected 0 to blocks");
   for (int64_t r = 0; r < grid_rows; ++r)
     STD_TORCH_CHECK(p.crow[r] <= p.crow[r + 1], "crow_indices: expected increasing values");
   const int64_t grid_columns = (p.columns + p.block_columns - 1) / p.block_columns;
-  for (int64_t b = 0; b < values.size(0); ++b)
-    STD_TORCH_CHECK(p.col[b] >= 0 && p.col[b] < grid_columns, "col_indices: expected columns of the grid of x");
+  // Without branches, so that the compiler can take several at once; a negative one becomes enormous.
+  bool outside = false;
+  for (int64_t b = 0; b < blocks[0]; ++b)
+    outside |= static_cast<uint32_t>(p.col[b]) >= static_cast<uint64_t>(grid_columns);
+  STD_TORCH_CHECK(!outside, "col_indices: expected columns of the grid of x");
   if (row_indices) {
     p.row_places = static_cast<const int64_t*>(row_indices->data_ptr());
     for (int64_t r = 0; r < rows; ++r)
@@ -193,14 +197,15 @@ Tensor block_sparse_linear(
   if (row_indices) std::memset(p.y, 0, p.tokens * outputs * (p.half ? 2 : 4));
   if (rows == 0) return y;
   std::vector<int64_t> offsets;
-  if (x.dim() == 1 || has_one_stride(x)) {
-    p.row_stride = x.dim() == 1 ? 0 : x.stride(x.dim() - 2);
+  if (has_one_stride(sizes, strides)) {
+    p.row_stride = leading ? strides[leading - 1] : 0;
   } else {
-    offsets = token_offsets(x, p.tokens);
+    offsets = token_offsets(sizes, strides, p.tokens);
     p.row_offsets = offsets.data();
   }
-  const bool is_packed = values.stride(1) == 1 && values.stride(2) == p.block_rows &&
-                         values.stride(0) == p.block_rows * p.block_columns;
+  const Sizes steps = values.strides();
+  const bool is_packed =
+      steps[0] == p.block_rows * p.block_columns && steps[1] == 1 && steps[2] == p.block_rows;
   const Tensor packed = is_packed ? values : torch::stable::contiguous(torch::stable::transpose(values, 1, 2));
   const std::optional<Tensor> whole_bias = bias && bias->stride(0) != 1 ? torch::stable::contiguous(*bias) : bias;
   p.x = x.data_ptr();
