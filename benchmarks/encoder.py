@@ -48,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--layers", type=int, default=2, help="layers of models that run 32 sequences")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--profile", action="store_true", help="which operations take the time, instead")
     parser.add_argument("--compile", action="store_true", help="compiled models, too (minutes)")
     parser.add_argument("--engines", action="store_true", help="dense models in other engines, too")
     return parser.parse_args()
@@ -168,11 +169,40 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace) -> lis
     return rows
 
 
+def profile_operations(name: str, batch: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Shares of the operations in the time of a model pruned by both (torch's profiler)."""
+    config = copy.deepcopy(MODELS[name])
+    if batch > 1:
+        config.num_hidden_layers = min(config.num_hidden_layers, args.layers)
+    model = pruned_model(config, "both")
+    tokens = torch.randint(0, config.vocab_size, (batch, length))
+    with torch.inference_mode():
+        for _ in range(3):
+            model(input_ids=tokens)
+        with torch.profiler.profile() as profile:
+            for _ in range(args.rounds):
+                model(input_ids=tokens)
+    events = profile.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    largest = sorted(events, key=lambda event: -event.self_cpu_time_total)[:8]
+    shares = {event.key: round(event.self_cpu_time_total / total, 3) for event in largest}
+    return {"model": name, "batch": batch, "length": length, "shares": shares}
+
+
 def main() -> None:
     """Measure every model and input."""
     args = parse_arguments()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
+    if args.profile:
+        shares = [
+            profile_operations(name, *map(int, size.split("x")), args)
+            for name in args.models
+            for size in args.inputs
+        ]
+        print(json.dumps(shares, indent=2))
+        print(f"written: {write_result({'results': shares}, name='encoder_profile')}")
+        return
     rows = []
     for name in args.models:
         for size in args.inputs:

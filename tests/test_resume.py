@@ -21,7 +21,7 @@ from hf_mlprune.schedule import make_schedule
 
 #: A process that has imported everything and run nothing: its forks start at once.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["conftest"])
+FORKS.set_forkserver_preload(["accelerate", "datasets", "hf_mlprune"])
 
 
 class Kill(TrainerCallback):
