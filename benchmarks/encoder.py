@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import time
 from typing import Any
@@ -22,9 +23,10 @@ from common import write_result
 from hf_mlprune import PrunedBertConfig, kernels, report
 from hf_mlprune.anatomy import anatomy
 from hf_mlprune.modeling.bert import PrunedBertModel, bert_layer_sizes
-from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
+from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.modeling.structure import ROLES, LayerStructure, Structure, grid_shape
 from hf_mlprune.timing import interleave
+from kernel import random_matrix
 
 MODELS = {
     "bert-base": BertConfig(),
@@ -65,25 +67,16 @@ def pruned_model(config: BertConfig, kind: str) -> PrunedBertModel:
         return tuple(indices[i * len(indices) // count] for i in range(count))
 
     layer = LayerStructure(spread(full.heads), full.attention_output, spread(full.fc1), full.fc2, blocks={})
-    keeps = {}
     if block_share < 1:
-        for role in ROLES:
-            grid = grid_shape(layer.linear_shape(role, sizes), BLOCK_SHAPE)
-            keeps[role] = (grid, round(block_share * grid[0] * grid[1]))
-        layer = LayerStructure(
-            layer.heads, layer.attention_output, layer.fc1, layer.fc2,
-            blocks={role: count for role, (_, count) in keeps.items()},
-        )  # fmt: skip
-    structure = Structure((layer,) * config.num_hidden_layers, BLOCK_SHAPE if keeps else None)
+        grids = {role: grid_shape(layer.linear_shape(role, sizes), BLOCK_SHAPE) for role in ROLES}
+        counts = {role: round(block_share * rows * columns) for role, (rows, columns) in grids.items()}
+        layer = dataclasses.replace(layer, blocks=counts)
+    structure = Structure((layer,) * config.num_hidden_layers, BLOCK_SHAPE if layer.blocks else None)
     model = PrunedBertModel(PrunedBertConfig(**{**config.to_dict(), "structure": structure.to_dict()}))
-    for part in anatomy(model).layers:
-        for role, linear in part.linears.items():
-            if isinstance(linear, BlockSparseLinear):
-                grid, count = keeps[role]
-                keep = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
-                keep[torch.randperm(len(keep))[:count]] = True
-                dense = torch.randn(linear.out_features, linear.in_features) * 0.02
-                linear.set_matrix(BlockSparseMatrix.from_dense(dense, keep.view(grid), BLOCK_SHAPE))
+    for linear in model.modules():
+        if isinstance(linear, BlockSparseLinear):
+            dense = torch.randn(linear.out_features, linear.in_features) * 0.02
+            linear.set_matrix(random_matrix(dense, block_share, BLOCK_SHAPE))
     return model.eval()
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,7 @@ def random_matrix(dense: Tensor, density: float, block_shape: tuple[int, int]) -
     keep = torch.zeros(count, dtype=torch.bool)
     keep[torch.randperm(count)[: round(density * count)]] = True
     matrix = BlockSparseMatrix.from_dense(dense, keep.view(grid), block_shape)
-    return BlockSparseMatrix(packed(matrix.values), matrix.crow_indices, matrix.col_indices, matrix.shape)
+    return replace(matrix, values=packed(matrix.values))
 
 
 def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
@@ -161,10 +162,10 @@ def main() -> None:
     rows = []
     for shape in SHAPES:
         for tokens in args.tokens:
-            rows += measure(shape, tokens, args)
-            cells = [f"{row['variant']} {row.get('efficiency', row['speedup']):.2f}" for row in rows[-20:]
-                     if (row["columns"], row["rows"], row["tokens"]) == (*shape, tokens)]  # fmt: skip
+            found = measure(shape, tokens, args)
+            cells = [f"{row['variant']} {row.get('efficiency', row['speedup']):.2f}" for row in found]
             print(shape, tokens, *cells[1:], flush=True)
+            rows += found
     summary = summarise(rows)
     print(json.dumps(summary, indent=2))
     name = f"kernel_{args.instruction_set}_{args.threads}_{'x'.join(map(str, args.block_shape))}"

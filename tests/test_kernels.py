@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def random_matrix(rows, columns, block_shape, density, generator, dtype=torch.fl
     matrix = BlockSparseMatrix.from_dense(
         torch.randn(rows, columns, generator=generator).to(dtype), keep, block_shape
     )
-    return BlockSparseMatrix(packed(matrix.values), matrix.crow_indices, matrix.col_indices, matrix.shape)
+    return replace(matrix, values=packed(matrix.values))
 
 
 def dense_result(x, matrix, bias):

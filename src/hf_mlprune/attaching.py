@@ -49,32 +49,19 @@ class Kinds:
 
 KINDS = (
     Kinds(BertModel, PrunableBertModel, pruned.PrunedBertModel),
-    *(
-        Kinds(stock, prunable, small)
-        for stock, prunable, small in (
-            (
-                BertForSequenceClassification,
-                PrunableBertForSequenceClassification,
-                pruned.PrunedBertForSequenceClassification,
-            ),
-            (
-                BertForTokenClassification,
-                PrunableBertForTokenClassification,
-                pruned.PrunedBertForTokenClassification,
-            ),
-            (
-                BertForQuestionAnswering,
-                PrunableBertForQuestionAnswering,
-                pruned.PrunedBertForQuestionAnswering,
-            ),
-            (BertForMaskedLM, PrunableBertForMaskedLM, pruned.PrunedBertForMaskedLM),
-            (
-                BertForMultipleChoice,
-                PrunableBertForMultipleChoice,
-                pruned.PrunedBertForMultipleChoice,
-            ),
-        )
+    Kinds(
+        BertForSequenceClassification,
+        PrunableBertForSequenceClassification,
+        pruned.PrunedBertForSequenceClassification,
     ),
+    Kinds(
+        BertForTokenClassification,
+        PrunableBertForTokenClassification,
+        pruned.PrunedBertForTokenClassification,
+    ),
+    Kinds(BertForQuestionAnswering, PrunableBertForQuestionAnswering, pruned.PrunedBertForQuestionAnswering),
+    Kinds(BertForMaskedLM, PrunableBertForMaskedLM, pruned.PrunedBertForMaskedLM),
+    Kinds(BertForMultipleChoice, PrunableBertForMultipleChoice, pruned.PrunedBertForMultipleChoice),
 )
 
 

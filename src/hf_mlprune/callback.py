@@ -185,7 +185,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Learn from the gradients of the masks."""
-        session = self._prepare(model)
+        session = self._at_work()
         if session.distiller is not None:
             session.distiller.check_arrived()
         collect(model)
@@ -203,7 +203,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         pruning = pruning_state(model)
         before = past_step1(pruning)
         advance(model, state.global_step)
-        session = self._prepare(model)
+        session = self._at_work()
         step1 = pruning.config.step1_teaches and session.teacher is not None
         if step1 and not before and past_step1(pruning) and not landed(pruning):
             self._teach_by_step1(args, state, model, session)
@@ -234,7 +234,7 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "penalty": run.press.penalty,
                 "pruning_phase": float(run.phase),
             }
-            distiller = self._prepare(model).distiller
+            distiller = self._at_work().distiller
             mean = distiller.take_mean_loss() if distiller is not None else None
             if mean is not None:
                 figures["distillation_loss"] = mean
@@ -275,7 +275,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             ShrinkError: see :func:`~hf_mlprune.shrinking.shrink`.
         """
         pruning = pruning_state(model)
-        session = self._prepare(model)
+        session = self._at_work()
         session.close()
         for gate in pruning.all_gates():
             gate.refresh()
@@ -322,6 +322,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         if attached is None:
             attach(model, config)
         self._settings, self._session = config, Session(model, teacher)
+        return self._session
+
+    def _at_work(self) -> Session:
+        """The session of the run that goes on."""
+        assert self._session is not None
         return self._session
 
     def _check_alone(self, state: TrainerState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -30,9 +31,7 @@ def main() -> None:
         weight, bias = torch.randn(rows, columns), torch.randn(rows)
         keep = torch.rand(rows // 16, columns // 16) < DENSITY
         matrix = BlockSparseMatrix.from_dense(weight, keep, (16, 16))
-        matrix = BlockSparseMatrix(
-            packed(matrix.values), matrix.crow_indices, matrix.col_indices, matrix.shape
-        )
+        matrix = replace(matrix, values=packed(matrix.values))
         for tokens in TOKENS:
             x = torch.randn(tokens, columns)
             with torch.inference_mode():

@@ -31,7 +31,7 @@ struct InstructionSet {
   void (*run)(const Product&, const Part&);
 };
 
-// Numbers are those of `InstructionSet` in operation.py.
+// Numbers are those of INSTRUCTION_SETS in operation.py.
 const InstructionSet kInstructionSets[] = {
     {nullptr, 0, nullptr},
     {"avx2", avx2::kTile, &avx2::run},
