@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 import engines
-from common import write_result
+from common import RESULTS, write_result
 from hf_mlprune import PrunedBertConfig, kernels, report
 from hf_mlprune.anatomy import anatomy
 from hf_mlprune.modeling.bert import PrunedBertModel, bert_layer_sizes
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
+from hf_mlprune.modeling.pruned import separate_activation
 from hf_mlprune.modeling.structure import ROLES, LayerStructure, Structure, grid_shape
+from hf_mlprune.stages import ROW_GROUP
 from hf_mlprune.timing import interleave
 from kernel import random_matrix
 
@@ -62,11 +64,12 @@ def pruned_model(config: BertConfig, kind: str) -> PrunedBertModel:
     sizes = bert_layer_sizes(config)
     full = LayerStructure.full(sizes)
 
-    def spread(indices: tuple[int, ...]) -> tuple[int, ...]:
-        count = max(1, round(kept * len(indices)))
+    def spread(indices: tuple[int, ...], group: int) -> tuple[int, ...]:
+        count = max(1, round(kept * len(indices) / group)) * group
         return tuple(indices[i * len(indices) // count] for i in range(count))
 
-    layer = LayerStructure(spread(full.heads), full.attention_output, spread(full.fc1), full.fc2, blocks={})
+    heads, fc1 = spread(full.heads, 1), spread(full.fc1, ROW_GROUP)
+    layer = LayerStructure(heads, full.attention_output, fc1, full.fc2, blocks={})
     if block_share < 1:
         grids = {role: grid_shape(layer.linear_shape(role, sizes), BLOCK_SHAPE) for role in ROLES}
         counts = {role: round(block_share * rows * columns) for role, (rows, columns) in grids.items()}
@@ -101,6 +104,7 @@ def without_linears(model: PreTrainedModel) -> PreTrainedModel:
     model = copy.deepcopy(model)
     parts = anatomy(model)
     for part in parts.layers:
+        separate_activation(part.module, parts.paths)
         for role, linear in part.linears.items():
             features = getattr(linear, "scatter_size", None) or linear.out_features
             part.module.set_submodule(getattr(parts.paths, role), Constant(features))
@@ -182,6 +186,28 @@ def profile_operations(name: str, batch: int, length: int, args: argparse.Namesp
     return {"model": name, "batch": batch, "length": length, "shares": shares}
 
 
+def plot(rows: list[dict[str, Any]], args: argparse.Namespace, name: str) -> None:
+    """Speedup of each kind of pruning over dense torch, and its bound, one panel per model."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(args.models), figsize=(5.5 * len(args.models), 4.2), squeeze=False)
+    places = torch.arange(len(args.inputs))
+    width = 0.8 / len(args.kinds)
+    for axis, model in zip(axes.flat, args.models, strict=True):
+        for number, kind in enumerate(args.kinds):
+            own = [row for row in rows if row["model"] == model and row["variant"] == kind]
+            middle = places + (number - (len(args.kinds) - 1) / 2) * width
+            axis.bar(middle, [row["speedup"] for row in own], width, label=kind)
+            axis.scatter(middle, [row["amdahl_bound"] for row in own], marker="_", color="black", zorder=2)
+        axis.set(title=model, ylabel="speedup over dense torch")
+        axis.set_xticks(places.tolist(), args.inputs)
+    axes[0, 0].scatter([], [], marker="_", color="black", label="Amdahl bound")
+    axes[0, 0].legend()
+    figure.suptitle(f"density 0.2, threads: {args.threads} (batch x tokens)")
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+
+
 def main() -> None:
     """Measure every model and input."""
     args = parse_arguments()
@@ -207,9 +233,9 @@ def main() -> None:
                 print(f"{name} {size} {row['variant']}: {took}{note}")
             rows += found
     settings = {"block_shape": BLOCK_SHAPE, "instruction_set": kernels.instruction_set()}
-    path = write_result({"settings": settings, "results": rows}, name=f"encoder_{args.threads}")
-    print(f"written: {path}")
-    print(json.dumps({"rows": len(rows)}))
+    name = f"encoder_{args.threads}"
+    print(f"written: {write_result({'settings': settings, 'results': rows}, name=name)}")
+    plot(rows, args, name)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--block-shape", type=int, nargs=2, default=[16, 16])
     parser.add_argument("--instruction-set", default=instruction_set(), help="avx2 or avx512")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--densities", type=float, nargs="+", help="others, such as those near 1; no plot")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--engines", action="store_true", help="other engines, too")
     return parser.parse_args()
@@ -95,7 +96,7 @@ def measure(shape: tuple[int, int], tokens: int, args: argparse.Namespace) -> li
     calls: Calls = {"dense": dense}
     others: Calls = {"dense": dense}
     kept = {}
-    for density in DENSITIES:
+    for density in args.densities or DENSITIES:
         matrix = random_matrix(weight, density, block_shape)
         name = f"sparse_{density}"
         kept[name] = len(matrix.values) / grid
@@ -166,9 +167,17 @@ def main() -> None:
             cells = [f"{row['variant']} {row.get('efficiency', row['speedup']):.2f}" for row in found]
             print(shape, tokens, *cells[1:], flush=True)
             rows += found
+    name = f"kernel_{args.instruction_set}_{args.threads}_{'x'.join(map(str, args.block_shape))}"
+    if args.densities:
+        speedups = {
+            density: geometric_mean([r["speedup"] for r in rows if r["variant"] == f"sparse_{density}"])
+            for density in args.densities
+        }
+        print(json.dumps(speedups, indent=2))
+        print(f"written: {write_result({'speedup': speedups, 'results': rows}, name=f'{name}_crossover')}")
+        return
     summary = summarise(rows)
     print(json.dumps(summary, indent=2))
-    name = f"kernel_{args.instruction_set}_{args.threads}_{'x'.join(map(str, args.block_shape))}"
     settings = {"instruction_set": args.instruction_set, "block_shape": args.block_shape}
     path = write_result(
         {"settings": settings, "summary": summary, "required": REQUIRED, "results": rows}, name=name

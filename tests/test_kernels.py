@@ -18,7 +18,7 @@ from torch.nn import functional
 
 import hf_mlprune
 from conftest import make_batch, make_model, prune
-from hf_mlprune import PruningConfig, kernels, report, shrink
+from hf_mlprune import PruningConfig, attach, kernels, report, shrink
 from hf_mlprune.config import LEVELS
 from hf_mlprune.kernels import block_sparse_linear, explain, packed
 from hf_mlprune.kernels.dispatch import why_dense
@@ -87,6 +87,16 @@ def test_fused_activations(activation, name):
     y = block_sparse_linear(x, matrix, activation=activation, instruction_set=name)
     expected = getattr(functional, activation)(dense_result(x, matrix, None))
     torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@native
+def test_rows_need_one_place_each():
+    matrix = random_matrix(40, 24, (16, 16), 0.5, torch.Generator().manual_seed(0))
+    for places in ({"row_indices": torch.arange(33), "scatter_size": 50}, {"scatter_size": 50}):
+        with pytest.raises(
+            RuntimeError, match="row_indices: expected 40 entries and scatter_size, or neither"
+        ):
+            block_sparse_linear(torch.zeros(2, 24), matrix, **places)
 
 
 @native
@@ -185,7 +195,8 @@ def test_calls_from_many_threads():
 
 
 @native
-def test_gradients_are_those_of_the_dense_product():
+@pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
+def test_gradients_are_those_of_the_dense_product(activation):
     generator = torch.Generator().manual_seed(0)
     matrix = random_matrix(40, 24, (16, 16), 0.5, generator)
     places = torch.arange(0, 80, 2)
@@ -196,9 +207,11 @@ def test_gradients_are_those_of_the_dense_product():
         x, values, bias = (leaf.detach().clone().requires_grad_() for leaf in leaves)
         own = BlockSparseMatrix(values, matrix.crow_indices, matrix.col_indices, matrix.shape)
         if dense:
-            y = torch.zeros(6, 80).index_copy(1, places, functional.linear(x, own.to_dense(), bias))
+            rows = functional.linear(x, own.to_dense(), bias)
+            rows = rows if activation == "none" else getattr(functional, activation)(rows)
+            y = torch.zeros(6, 80).index_copy(1, places, rows)
         else:
-            y = block_sparse_linear(x, own, bias, row_indices=places, scatter_size=80)
+            y = block_sparse_linear(x, own, bias, row_indices=places, scatter_size=80, activation=activation)
         (y * weight).sum().backward()
         found.append((x.grad, values.grad, bias.grad))
     for native_gradient, dense_gradient in zip(*found, strict=True):
@@ -214,7 +227,7 @@ def test_opcheck():
         (torch.randn(0, 24), None, torch.arange(40) + 2, 50),
     ):
         torch.library.opcheck(
-            torch.ops.hf_mlprune.block_sparse_linear, (x, *tensors, bias, places, 40, outputs, 1, 0)
+            torch.ops.hf_mlprune.block_sparse_linear, (x, *tensors, bias, places, 24, outputs, 1, 0)
         )
 
 
@@ -256,8 +269,11 @@ def test_compiled_whole_and_exported_with_any_number_of_tokens(tmp_path):
         ({"x": torch.zeros(3, 32, dtype=torch.float64)}, "float32 or bfloat16"),
         ({"bias": torch.zeros(31)}, "one entry per row"),
         ({"row_indices": torch.full((32,), 99)}, "expected outputs"),
-        ({"row_indices": torch.arange(31)}, "one place per row"),
-        ({"outputs": 40}, "where outputs are not the rows"),
+        ({"row_indices": torch.arange(32, dtype=torch.int32)}, "one place per row"),
+        ({"row_indices": torch.arange(16)}, "grid rows"),
+        ({"outputs": 48}, "grid rows"),
+        ({"columns": 31}, r"x: expected \(..., 31\)"),
+        ({"x": torch.zeros(())}, r"x: expected \(..., 32\)"),
         ({"activation": 3}, "activation: expected 0, 1 or 2, got 3"),
         ({"instruction_set": 3}, "instruction_set: expected a processor that has it"),
     ],
@@ -270,7 +286,7 @@ def test_malformed_structures_never_reach_native_memory(change, message):
         "col_indices": torch.tensor([0, 1], dtype=torch.int32),
         "bias": None,
         "row_indices": None,
-        "rows": 32,
+        "columns": 32,
         "outputs": 32,
         "activation": 0,
         "instruction_set": 0,
@@ -284,6 +300,27 @@ def pruned_model(block_shape=(16, 16), **sizes):
     prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=block_shape))
     shrink(model)
     return model
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+@pytest.mark.parametrize("training", [False, True])
+def test_activations_behind_blocks_are_applied_once(activation, training, tmp_path):
+    model = make_model(hidden_size=64, intermediate_size=96, hidden_act=activation)
+    prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=(16, 16)))
+    masked = model.train(training)(**make_batch()).logits.detach()
+    shrink(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).train(training)
+    for pruned in (model.train(training), loaded):
+        every = [layer.intermediate.dense for layer in pruned.bert.encoder.layer]
+        fused = {linear.activation for linear in every if isinstance(linear, BlockSparseLinear)}
+        assert fused == {"none" if activation == "silu" else activation}
+        for gradients in (torch.no_grad(), torch.enable_grad()):
+            with gradients:
+                torch.testing.assert_close(pruned(**make_batch()).logits, masked, atol=1e-5, rtol=0)
+    # Pruned further, it stands behind the linear again.
+    attach(loaded, PruningConfig.create(0.2))
+    torch.testing.assert_close(loaded.train(training)(**make_batch()).logits, masked, atol=1e-5, rtol=0)
 
 
 @native

@@ -53,9 +53,9 @@ def test_block_weights_add_up_to_the_matrix(shape, block):
     assert costs.numel() == 0 or int(costs.max()) <= block[0] * block[1]
 
 
-@given(st.integers(0, 2**31), st.floats(0.2, 1.0), st.booleans())
-def test_structured_budget_is_met_within_one_unit(seed, density, rows):
-    model = make_model()
+@given(st.integers(0, 2**31), st.floats(0.2, 1.0), st.booleans(), st.sampled_from([48, 520]))
+def test_structured_budget_is_met_within_one_unit(seed, density, rows, ffn_size):
+    model = make_model(intermediate_size=ffn_size)
     sites = ("attention_output", "fc1", "fc2") if rows else ("fc1",)
     attach(model, PruningConfig.create(density, levels=("heads", "rows"), row_sites=sites))
     stage = StructuredStage(pruning_state(model))
@@ -71,6 +71,27 @@ def test_structured_budget_is_met_within_one_unit(seed, density, rows):
             gate.keep[another] = True
             assert stage.weights() > int(density * stage.total + 1e-6)
             gate.keep[another] = False
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 1.0))
+def test_rows_of_large_sites_are_kept_in_groups_of_16_by_priority(seed, density):
+    model = make_model(hidden_size=16, num_hidden_layers=4, intermediate_size=520)
+    attach(model, PruningConfig.create(density, minimum_units=3))
+    stage = StructuredStage(pruning_state(model))
+    generator = torch.Generator().manual_seed(seed)
+    priorities = [torch.rand(live, generator=generator) for live in stage.live]
+    fitted = stage.fit(priorities, density, fill=False)
+    masks = stage.fit(priorities, density, fill=True)
+    rows = [index for index, (_, site) in enumerate(stage.places) if site == "fc1"]
+    counts = [int(masks[index].sum()) for index in rows]
+    assert len([count for count in counts if count % 16 and count != 520]) <= 1
+    for index in rows:
+        worth, keep = priorities[index], masks[index]
+        assert bool(keep.all()) or float(worth[keep].min()) > float(worth[~keep].max())
+        assert int(keep.sum()) >= 3
+    # Grouping moves no more than a group per site, and what that frees.
+    moved = [abs(int(masks[index].sum()) - int(fitted[index].sum())) for index in rows]
+    assert max(moved) <= 16 * len(rows)
 
 
 @given(st.integers(0, 2**31), st.floats(0.05, 1.0))

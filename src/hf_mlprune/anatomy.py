@@ -60,7 +60,6 @@ class Family:
 
     base_class: type[PreTrainedModel]
     layers: Callable[[PreTrainedModel], list[nn.Module]]
-    activation: Callable[[nn.Module], Callable[[torch.Tensor], torch.Tensor]]
     paths: LayerPaths
 
 
@@ -68,14 +67,8 @@ def _bert_layers(encoder: PreTrainedModel) -> list[nn.Module]:
     return list(encoder.get_submodule("encoder.layer").children())
 
 
-def _bert_activation(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    activation = layer.get_submodule("intermediate").intermediate_act_fn
-    assert callable(activation)
-    return activation
-
-
 FAMILIES: dict[str, Family] = {
-    "bert": Family(BertModel, _bert_layers, _bert_activation, BERT_PATHS),
+    "bert": Family(BertModel, _bert_layers, BERT_PATHS),
 }
 
 
@@ -137,7 +130,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
     layers = []
     for index, (module, kept) in enumerate(zip(family.layers(encoder), structure.layers, strict=True)):
-        _check_activation(index, family.activation(module))
+        _check_activation(index, family.paths.activation_of(module))
         roles = [role for role in ROLES if kept.heads or role not in ("query", "key", "value")]
         linears = {role: family.paths.linear(module, role) for role in roles}
         layers.append(LayerAnatomy(module, dataclasses.replace(kept, blocks={}), linears))

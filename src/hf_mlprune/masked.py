@@ -14,7 +14,7 @@ from .budget import block_weights, structure_weights
 from .config import PruningConfig
 from .gates import Gate, GateOf
 from .modeling.block_sparse import BlockSparseLinear, scatter_rows
-from .modeling.pruned import RowScatterLinear, SmallLinear
+from .modeling.pruned import RowScatterLinear, SmallLinear, separate_activation
 from .modeling.structure import ROLES, LayerSizes, LayerStructure, grid_shape
 
 STATE_NAME = "pruning"
@@ -272,6 +272,7 @@ def _masks_of(
 def restore_dense_blocks(anatomy: Anatomy) -> None:
     """Give a pruned model dense weights again where it had blocks; zeros stand for removed ones."""
     for layer in anatomy.layers:
+        separate_activation(layer.module, anatomy.paths)
         for role, linear in layer.linears.items():
             if isinstance(linear, BlockSparseLinear):
                 plain = _densified(linear)

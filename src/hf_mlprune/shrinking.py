@@ -19,7 +19,7 @@ from .loop import pruning_state
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.bert import PrunedBertConfig, PrunedBertMixin
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
-from .modeling.pruned import NoHeads, build_linear, set_heads
+from .modeling.pruned import NoHeads, build_linear, fuse_activation, set_heads
 from .modeling.structure import LayerStructure, Structure, grid_shape
 
 Batch = Mapping[str, Any]
@@ -95,6 +95,7 @@ def shrink(model: nn.Module, batches: Sequence[Batch] = ()) -> ShrinkReport:
         )
     for part, kept in zip(parts.layers, structure.layers, strict=True):
         set_heads(part.module, kept, parts.sizes, parts.paths)
+        fuse_activation(part.module, parts.paths)
     _become_pruned(model, parts, structure)
     return ShrinkReport(structure, difference, largest, tolerance, len(batches))
 

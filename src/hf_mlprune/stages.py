@@ -14,6 +14,12 @@ from .masked import MaskedLinear, PruningState
 
 SITES = ("heads", "attention_output", "fc1", "fc2")
 
+#: Dense products of many tokens lose up to a third of their speed where outputs are no multiple of 8
+#: (docs/architecture.md); the block-sparse one computes 16 rows at once.
+ROW_GROUP = 16
+#: Sites of fewer rows are landed row by row: a group would be too coarse a unit.
+GROUPED_FROM = 32 * ROW_GROUP
+
 
 class Stage(ABC):
     """Gates that are decided together, and what their masks cost.
@@ -163,6 +169,54 @@ class StructuredStage(Stage):
             }[site]
         )
 
+    def fit(self, priorities: Sequence[Tensor], density: float, *, fill: bool) -> list[Tensor]:
+        """See :meth:`Stage.fit`; where ``fill``, rows of large sites are kept in groups of 16.
+
+        One site takes the rest, so that the density is met to one unit all the same.
+        """
+        keep = super().fit(priorities, density, fill=fill)
+        return self._in_groups(keep, priorities, int(density * self.total + 1e-6)) if fill else keep
+
+    def _in_groups(self, keep: list[Tensor], priorities: Sequence[Tensor], limit: int) -> list[Tensor]:
+        counts = [int(mask.sum()) for mask in keep]
+        grouped = [
+            index
+            for index, (_, site) in enumerate(self.places)
+            if site != "heads" and self.live[index] >= GROUPED_FROM
+        ]
+        for index in grouped:
+            counts[index] = max(counts[index] // ROW_GROUP * ROW_GROUP, min(self.floor, counts[index]))
+        ranked = [self._with_floor(values).sort(descending=True, stable=True) for values in priorities]
+
+        def grow(index: int, units: int) -> bool:
+            """Keep so many more units of a gate, if they are there and fit."""
+            counts[index] += units
+            if counts[index] <= self.live[index] and self._weights_of(counts) <= limit:
+                return True
+            counts[index] -= units
+            return False
+
+        def by_next_priority(among: Sequence[int]) -> list[int]:
+            left = [index for index in among if counts[index] < self.live[index]]
+            return sorted(left, key=lambda index: -float(ranked[index].values[counts[index]]))
+
+        while any(grow(index, ROW_GROUP) for index in by_next_priority(grouped)):
+            pass
+        for index in by_next_priority(grouped) + by_next_priority(range(len(counts))):
+            while grow(index, 1):
+                pass
+        masks = [torch.zeros(live, dtype=torch.bool) for live in self.live]
+        for mask, order, count in zip(masks, ranked, counts, strict=True):
+            mask[order.indices[:count]] = True
+        return masks
+
+    def _weights_of(self, counts: Sequence[int]) -> int:
+        """Kept weights if each gate keeps so many units."""
+        widths = self.widths.clone()
+        for count, (position, site) in zip(counts, self.places, strict=True):
+            widths[position, SITES.index(site)] = count
+        return int(self.layer_widths_weights(widths).sum())
+
     def layer_widths_weights(self, widths: Tensor) -> Tensor:
         """Weights per layer for widths ``(layers, sites)``."""
         heads, output_rows, fc1, fc2 = widths.unbind(-1)
@@ -171,10 +225,7 @@ class StructuredStage(Stage):
 
     def weights(self) -> int:
         """See :meth:`Stage.weights`."""
-        widths = self.widths.clone()
-        for gate, (position, site) in zip(self.gates, self.places, strict=True):
-            widths[position, SITES.index(site)] = int(gate.keep.sum())
-        return int(self.layer_widths_weights(widths).sum())
+        return self._weights_of([int(gate.keep.sum()) for gate in self.gates])
 
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """``Σ_layers [3aAD + o·D·aA + f·F·D + g·D·f·F] / Σ_layers [4AD + 2FD]``, floored at one unit.

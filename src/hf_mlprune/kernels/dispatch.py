@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +20,25 @@ DENSE_FROM = 0.9
 logger = logging.get_logger(__name__)
 
 
-def computed_share(linear: BlockSparseLinear) -> float:
-    """Weights that the native operation multiplies by, idle lanes included / weights of the dense matrix."""
-    rows, columns = linear.block_shape
-    tall = -(-rows // STRIP_ROWS) * STRIP_ROWS
-    whole = linear.in_features * linear.out_features
-    return len(linear.weight) * tall * columns / whole if whole else 0.0
-
-
 def why_dense(linear: BlockSparseLinear) -> str:
     """Why a layer is multiplied as a dense matrix on the CPU; empty if the native operation serves it."""
+    weight = linear.weight
+    return _why_dense(weight.dtype, tuple(weight.shape), linear.in_features * linear.out_features)
+
+
+# Asked at every call, where at one token it would be felt.
+@cache
+def _why_dense(dtype: torch.dtype, shape: tuple[int, ...], whole: int) -> str:
     if WHY_NOT:
         return WHY_NOT
-    if linear.weight.dtype not in DTYPES:
-        return f"the native code has no {linear.weight.dtype}"
-    share = computed_share(linear)
-    if share > DENSE_FROM:
-        low = linear.block_shape[0] < STRIP_ROWS
-        return f"{share:.2f} of the matrix would be computed" + (
-            f", as blocks of {linear.block_shape[0]} rows fill {STRIP_ROWS}" if low else ""
-        )
+    if dtype not in DTYPES:
+        return f"the native code has no {dtype}"
+    blocks, rows, columns = shape
+    # Idle lanes of the processor's vectors included.
+    computed = blocks * -(-rows // STRIP_ROWS) * STRIP_ROWS * columns
+    if computed > DENSE_FROM * whole:
+        low = f", as blocks of {rows} rows fill {STRIP_ROWS}" if rows < STRIP_ROWS else ""
+        return f"{computed / whole:.2f} of the matrix would be computed{low}"
     return ""
 
 
@@ -75,4 +75,5 @@ class NativeProduct:
             linear.bias,
             row_indices=linear.row_indices,
             scatter_size=linear.scatter_size,
+            activation=linear.activation,
         )

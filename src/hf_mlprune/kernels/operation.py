@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..modeling.block_sparse import BlockSparseMatrix
+from ..modeling.block_sparse import ACTIVATIONS, BlockSparseMatrix
 
 NATIVE = Path(__file__).with_name("native.so")
 #: Written by a build that left the native code out.
 NOT_BUILT = Path(__file__).with_name("not_built.txt")
 #: The numbers that the native code knows these by; the best instruction set is 0.
-ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
+ACTIVATION_NUMBERS = {"none": 0, "gelu": 1, "relu": 2}
 INSTRUCTION_SETS = {"": 0, "avx2": 1, "avx512": 2}
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -40,7 +40,7 @@ def _fake(
     col_indices: Tensor,
     bias: Tensor | None,
     row_indices: Tensor | None,
-    rows: int,
+    columns: int,
     outputs: int,
     activation: int = 0,
     instruction_set: int = 0,
@@ -50,6 +50,8 @@ def _fake(
 
 #: Why there is no native code on this machine; empty where there is.
 WHY_NOT = _load()
+# Looked up once: at one token the lookup would be felt.
+_operation = None if WHY_NOT else torch.ops.hf_mlprune.block_sparse_linear.default
 
 
 def instruction_set() -> str:
@@ -78,8 +80,8 @@ def block_sparse_linear(
 ) -> Tensor:
     """``act(x W^T + b)``, of which only stored blocks are computed.
 
-    Differentiable (through a dense W, and without ``activation``). Fastest where blocks are at least 16
-    rows tall; lower ones leave lanes of the processor's vectors idle.
+    Differentiable (through a dense W). Fastest where blocks are at least 16 rows tall; lower ones leave
+    lanes of the processor's vectors idle.
 
     Args:
         x: ``(..., columns)``, float32 or bfloat16, on the CPU, any strides.
@@ -96,23 +98,25 @@ def block_sparse_linear(
     Raises:
         RuntimeError: there is no native code, or an argument is not as described.
     """
-    if WHY_NOT:
+    if _operation is None:
         raise RuntimeError(f"block_sparse_linear: {WHY_NOT}; use torch.nn.functional.linear with to_dense()")
     rows, columns = matrix.shape
-    if x.dim() == 0 or x.shape[-1] != columns:
-        raise RuntimeError(f"x: expected (..., {columns}), got {tuple(x.shape)}")
-    outputs = rows if scatter_size is None else scatter_size
-    operation = torch.ops.hf_mlprune.block_sparse_linear.default
-    tensors = (x, matrix.values, matrix.crow_indices, matrix.col_indices, bias, row_indices)
-    act = _number("activation", activation, ACTIVATIONS)
+    outputs = rows
+    if row_indices is not None and scatter_size is not None and len(row_indices) == rows:
+        outputs = scatter_size
+    elif row_indices is not None or scatter_size is not None:
+        raise RuntimeError(f"row_indices: expected {rows} entries and scatter_size, or neither")
+    values, crow, col = matrix.values, matrix.crow_indices, matrix.col_indices
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias)):
+        isa = _number("instruction_set", instruction_set, INSTRUCTION_SETS)
+        y = _Differentiable.apply(x, values, crow, col, bias, row_indices, rows, outputs, isa)  # type: ignore[no-untyped-call]
+        return ACTIVATIONS[activation](y) if activation != "none" else y
+    # Arguments cost time, defaults less.
+    if activation == "none" and not instruction_set:
+        return _operation(x, values, crow, col, bias, row_indices, columns, outputs)  # type: ignore[no-any-return]
+    act = _number("activation", activation, ACTIVATION_NUMBERS)
     isa = _number("instruction_set", instruction_set, INSTRUCTION_SETS)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, matrix.values, bias)):
-        if act:
-            raise RuntimeError(
-                "activation: expected 'none' where gradients are wanted; apply it to the result"
-            )
-        return _Differentiable.apply(*tensors, rows, outputs, isa)  # type: ignore[no-any-return, no-untyped-call]
-    return operation(*tensors, rows, outputs, act, isa)  # type: ignore[no-any-return]
+    return _operation(x, values, crow, col, bias, row_indices, columns, outputs, act, isa)  # type: ignore[no-any-return]
 
 
 def _number(what: str, name: str, names: dict[str, int]) -> int:
@@ -141,7 +145,7 @@ class _Differentiable(torch.autograd.Function):
         ctx.save_for_backward(x, values, crow_indices, col_indices, bias, row_indices)  # type: ignore[arg-type]
         ctx.rows = rows  # type: ignore[attr-defined]
         return torch.ops.hf_mlprune.block_sparse_linear(  # type: ignore[no-any-return]
-            x, values, crow_indices, col_indices, bias, row_indices, rows, outputs, 0, instruction_set
+            x, values, crow_indices, col_indices, bias, row_indices, x.shape[-1], outputs, 0, instruction_set
         )
 
     @staticmethod

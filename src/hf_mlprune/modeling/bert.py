@@ -31,6 +31,7 @@ BERT_PATHS = LayerPaths(
     value="attention.self.value",
     attention_output="attention.output.dense",
     fc1="intermediate.dense",
+    activation="intermediate.intermediate_act_fn",
     fc2="output.dense",
 )
 

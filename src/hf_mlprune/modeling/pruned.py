@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.activations import GELUActivation
 
 from .block_sparse import BlockSparseLinear, scatter_rows
 from .structure import ROLES, LayerSizes, LayerStructure, Structure
@@ -24,11 +26,29 @@ class LayerPaths:
     value: str
     attention_output: str
     fc1: str
+    activation: str
     fc2: str
 
     def linear(self, layer: nn.Module, role: str) -> nn.Module:
         """The module of one role."""
         return layer.get_submodule(getattr(self, role))
+
+    def activation_of(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What is applied to the output of FC1; no module, where a config brings a function."""
+        activation: Callable[[Tensor], Tensor] = attrgetter(self.activation)(layer)
+        return activation
+
+
+class Applied(nn.Module):
+    """Stands where an activation was that the linear before it applies now."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input."""
+        return x
 
 
 class SmallLinear(nn.Linear):
@@ -97,6 +117,7 @@ def apply_structure(
                 new = build_linear(old, role, kept, sizes, structure.block_shape)
                 layer.set_submodule(getattr(paths, role), new)
         set_heads(layer, kept, sizes, paths)
+        fuse_activation(layer, paths)
 
 
 def set_heads(layer: nn.Module, kept: LayerStructure, sizes: LayerSizes, paths: LayerPaths) -> None:
@@ -107,6 +128,22 @@ def set_heads(layer: nn.Module, kept: LayerStructure, sizes: LayerSizes, paths: 
     attention: Any = layer.get_submodule(paths.attention)
     attention.num_attention_heads = len(kept.heads)
     attention.all_head_size = len(kept.heads) * sizes.head_size
+
+
+def fuse_activation(layer: nn.Module, paths: LayerPaths) -> None:
+    """Let a block-sparse FC1 apply the activation behind it, where that is one it knows."""
+    fc1, activation = paths.linear(layer, "fc1"), paths.activation_of(layer)
+    if isinstance(fc1, BlockSparseLinear) and isinstance(activation, (GELUActivation, nn.ReLU)):
+        fc1.activation = "relu" if isinstance(activation, nn.ReLU) else "gelu"
+        layer.set_submodule(paths.activation, Applied(activation))
+
+
+def separate_activation(layer: nn.Module, paths: LayerPaths) -> None:
+    """Undo :func:`fuse_activation`."""
+    fc1, applied = paths.linear(layer, "fc1"), paths.activation_of(layer)
+    if isinstance(fc1, BlockSparseLinear) and isinstance(applied, Applied):
+        fc1.activation = "none"
+        layer.set_submodule(paths.activation, applied.activation)
 
 
 def build_linear(

@@ -129,8 +129,8 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType type) {
 
 Tensor block_sparse_linear(
     const Tensor& x, const Tensor& values, const Tensor& crow_indices, const Tensor& col_indices,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& row_indices, int64_t rows, int64_t outputs,
-    int64_t activation, int64_t instruction_set) {
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& row_indices, int64_t columns,
+    int64_t outputs, int64_t activation, int64_t instruction_set) {
   const int best = best_instruction_set();
   STD_TORCH_CHECK(
       best > 0 && instruction_set >= 0 && instruction_set <= best,
@@ -141,15 +141,16 @@ Tensor block_sparse_linear(
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "x: expected float32 or bfloat16");
   const Sizes sizes = x.sizes(), strides = x.strides(), blocks = values.sizes();
   const size_t leading = sizes.size() - 1;
-  STD_TORCH_CHECK(!sizes.empty(), "x: expected (..., columns), got no dimension");
+  STD_TORCH_CHECK(!sizes.empty() && sizes[leading] == columns, "x: expected (..., ", columns, ")");
   STD_TORCH_CHECK(blocks.size() == 3, "values: expected (blocks, block rows, block columns)");
   STD_TORCH_CHECK(values.scalar_type() == type, "values: expected the dtype of x");
   STD_TORCH_CHECK(!bias || bias->scalar_type() == type, "bias: expected the dtype of x");
+  const int64_t rows = row_indices ? row_indices->numel() : outputs;
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == rows), "bias: expected one entry per row");
 
   Product p{};
   p.half = type == ScalarType::BFloat16;
-  p.columns = sizes[leading];
+  p.columns = columns;
   p.column_stride = strides[leading];
   std::vector<int64_t> shape(sizes.begin(), sizes.end());
   shape[leading] = outputs;
@@ -169,10 +170,10 @@ Tensor block_sparse_linear(
       col_indices.scalar_type() == ScalarType::Int && col_indices.dim() == 1 &&
           col_indices.size(0) == blocks[0] && col_indices.is_contiguous(),
       "col_indices: expected int32, one entry per block");
-  STD_TORCH_CHECK(row_indices ? row_indices->scalar_type() == ScalarType::Long && row_indices->dim() == 1 &&
-                                    row_indices->size(0) == rows && row_indices->is_contiguous()
-                              : outputs == rows,
-                  "row_indices: expected int64, one place per row, where outputs are not the rows");
+  STD_TORCH_CHECK(
+      !row_indices || (row_indices->scalar_type() == ScalarType::Long && row_indices->dim() == 1 &&
+                       row_indices->is_contiguous()),
+      "row_indices: expected int64, one place per row");
   p.crow = static_cast<const int32_t*>(crow_indices.data_ptr());
   p.col = static_cast<const int32_t*>(col_indices.data_ptr());
   // Few and in the cache: what native code reads and writes by is checked at every call.
@@ -227,7 +228,7 @@ std::string instruction_set() {
 STABLE_TORCH_LIBRARY(hf_mlprune, library) {
   library.def(
       "block_sparse_linear(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, "
-      "Tensor? row_indices, int rows, int outputs, int activation=0, int instruction_set=0) -> Tensor");
+      "Tensor? row_indices, int columns, int outputs, int activation=0, int instruction_set=0) -> Tensor");
   library.def("instruction_set() -> str");
 }
 
