@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--block-shape", type=int, nargs=2, default=[16, 16])
-    parser.add_argument("--instruction-set", default=instruction_set(), help="avx2 or avx512")
+    parser.add_argument("--instruction-set", default="", help="avx2 or avx512; the best, if left out")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--densities", type=float, nargs="+", help="others, such as those near 1; no plot")
     parser.add_argument("--rounds", type=int, default=15)
@@ -167,7 +167,8 @@ def main() -> None:
             cells = [f"{row['variant']} {row.get('efficiency', row['speedup']):.2f}" for row in found]
             print(shape, tokens, *cells[1:], flush=True)
             rows += found
-    name = f"kernel_{args.instruction_set}_{args.threads}_{'x'.join(map(str, args.block_shape))}"
+    chosen = args.instruction_set or instruction_set()
+    name = f"kernel_{chosen}_{args.threads}_{'x'.join(map(str, args.block_shape))}"
     if args.densities:
         speedups = {
             density: geometric_mean([r["speedup"] for r in rows if r["variant"] == f"sparse_{density}"])
@@ -178,12 +179,12 @@ def main() -> None:
         return
     summary = summarise(rows)
     print(json.dumps(summary, indent=2))
-    settings = {"instruction_set": args.instruction_set, "block_shape": args.block_shape}
+    settings = {"instruction_set": chosen, "block_shape": args.block_shape}
     path = write_result(
         {"settings": settings, "summary": summary, "required": REQUIRED, "results": rows}, name=name
     )
     blocks = "x".join(map(str, args.block_shape))
-    plot(rows, name, f"blocks {blocks}, {args.instruction_set}, threads: {args.threads}")
+    plot(rows, name, f"blocks {blocks}, {chosen}, threads: {args.threads}")
     print(f"written: {path}")
 
 

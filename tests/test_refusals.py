@@ -373,31 +373,6 @@ def test_the_student_as_its_own_teacher(tmp_path):
         make_trainer(tmp_path, model, PruningCallback(density=0.5, teacher=model))
 
 
-def test_a_script_that_computes_its_own_loss_with_a_teacher(tmp_path):
-    class Mine(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            out = model(**inputs)
-            loss = nn.functional.cross_entropy(out.logits, inputs["labels"])
-            return (loss, out) if return_outputs else loss
-
-    data = make_trainer(tmp_path, make_model()).train_dataset
-    trainer = Mine(
-        model=make_model(),
-        args=training_arguments(tmp_path),
-        train_dataset=data,
-        callbacks=[PruningCallback(density=0.5, teacher=make_model(seed=1))],
-    )
-    with pytest.raises(RuntimeError, match="did not reach the gradients"):
-        trainer.train()
-
-
-def test_label_smoothing_with_a_teacher(tmp_path):
-    callback = PruningCallback(density=0.5, teacher=make_model(seed=1))
-    trainer = make_trainer(tmp_path, make_model(), callback, label_smoothing_factor=0.1)
-    with pytest.raises(RuntimeError, match="the training script computes the loss itself"):
-        trainer.train()
-
-
 def test_a_shrink_that_would_change_outputs_is_undone(monkeypatch):
     model = make_model()
     prune(model, PruningConfig.create(0.5))

@@ -23,6 +23,7 @@ from .anatomy import find_encoder
 from .config import PruningConfig
 from .masked import PruningState
 from .modeling import bert as pruned
+from .modeling.pruned import set_fingerprint
 from .prunable import (
     PrunableBertConfig,
     PrunableBertForMaskedLM,
@@ -112,6 +113,7 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
             type(model).__name__,
         )
     swap_class(model, old, new, kinds.prunable if kinds else None)
+    set_fingerprint(find_encoder(model)[1], None)
     return state
 
 

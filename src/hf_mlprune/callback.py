@@ -34,6 +34,7 @@ from .loop import (
 from .modeling.bert import REPORT_FILE
 from .reporting import print_end, report
 from .session import (
+    SMOOTHED_OVER_ITEMS,
     STEP1_TEACHER,
     Session,
     check_arguments,
@@ -154,7 +155,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         if teacher is not None and pruning.config.step1_teaches and past_step1(pruning):
             teacher = load_teacher(find_step1_teacher(args), model, pruning.config)
         session.distiller = Distiller(
-            model, teacher, pruning.config, autocast_dtype=torch.bfloat16 if args.bf16 else None
+            model,
+            teacher,
+            pruning.config,
+            autocast_dtype=torch.bfloat16 if args.bf16 else None,
+            accumulation=args.gradient_accumulation_steps,
+            processes=args.world_size if args.average_tokens_across_devices else 1,
+            smoothed=args.label_smoothing_factor > 0 and not SMOOTHED_OVER_ITEMS,
         )
         session.distiller.install()
 

@@ -1,13 +1,15 @@
 """How losses reach the gradients of a training script that is not ours.
 
 Micro-batches are weighted by their share of items, with or without a teacher: mask gradients would be
-too large by the number of micro-batches otherwise. The distillation loss rides on ``outputs.loss``: its
-value stays the task loss, its gradient is that of the whole objective. The pruning penalty needs no
-carrier (see `gates`).
+too large by the number of micro-batches otherwise. The distillation loss rides on whatever the model
+returns: on ``outputs.loss``, and on the logits and states beside it, for scripts that compute a loss of
+their own from those. Values stay what they were; the gradient is that of the whole objective, into which
+the distillation loss enters once. The pruning penalty needs no carrier (see `gates`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,37 @@ from .distill import Teacher, distillation_loss
 
 
 @dataclass
+class _Once:
+    """Whether the distillation loss of one forward pass has entered the gradients."""
+
+    note: Callable[[], None]
+    entered: bool = False
+
+
+class _Carry(torch.autograd.Function):
+    """The carrier's value; its gradient weighted, and that of another loss added to the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, carrier: Tensor, aux: Tensor, carrier_weight: float, aux_weight: float, once: _Once
+    ) -> Tensor:
+        ctx.weights, ctx.once, ctx.scalar = (carrier_weight, aux_weight), once, carrier.dim() == 0
+        # Not a view, which scripts could not change in place as they do a loss.
+        return carrier.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        carrier_weight, aux_weight = ctx.weights
+        aux_gradient = None
+        if not ctx.once.entered:
+            ctx.once.entered = True
+            ctx.once.note()
+            # A loss is scaled as the script scales it; of other outputs the gradient says nothing about that.
+            aux_gradient = aux_weight * (gradient if ctx.scalar else gradient.new_ones(()))
+        return carrier_weight * gradient, aux_gradient, None, None, None
+
+
+@dataclass
 class Distiller:
     """Hooks of one model on the loss that it returns in training mode: shares, and a teacher's loss.
 
@@ -30,6 +63,10 @@ class Distiller:
         teacher: whose outputs are matched, if any; may be replaced while the hooks are out.
         config: the weights.
         autocast_dtype: dtype of the autocast that the script runs the student under, if any.
+        accumulation: micro-batches per optimizer step.
+        processes: by how many Trainer multiplies a loss that it passes the number of items.
+        smoothed: whether a loss from the logits is Trainer's smoothed one: a mean over its micro-batch,
+            though it is passed the number of items (transformers 5.0).
         loss_sum: sum of the distillation losses since it was last read.
         loss_count: how many those are.
     """
@@ -38,6 +75,9 @@ class Distiller:
     teacher: Teacher | None
     config: PruningConfig
     autocast_dtype: torch.dtype | None = None
+    accumulation: int = 1
+    processes: int = 1
+    smoothed: bool = False
     loss_sum: Tensor | float = 0.0
     loss_count: int = 0
     _handles: list[RemovableHandle] = field(default_factory=list)
@@ -84,10 +124,11 @@ class Distiller:
         if arrived < carried:
             raise RuntimeError(
                 f"distillation: {carried - arrived} of {carried} losses did not reach the gradients: "
-                "the training script does not use the loss that the model returns (a `compute_loss` "
-                "of its own, say); use `outputs.loss`, or train without a teacher"
+                "the training script computes its loss neither from `outputs.loss` nor from the logits or "
+                "last hidden states of the model's outputs; use one of them, or train without a teacher"
             )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if not module.training:
             return None
@@ -105,6 +146,7 @@ class Distiller:
             kwargs["output_attentions"] = True
         return args, kwargs
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
         if not module.training:
             return None
@@ -113,27 +155,30 @@ class Distiller:
                 weight, task = self._share(kwargs, out["loss"])
                 out["loss"] = weight * task
             return out
-        if out.get("loss") is None:
-            raise RuntimeError(
-                "distillation: the model got no labels and returned no loss, because the training "
-                "script computes the loss itself (label smoothing, `compute_loss_func`); let the "
-                "model compute it, or train without a teacher"
-            )
         aux = self._distillation(self.teacher, args, kwargs, out)
         self.loss_sum = self.loss_sum + aux.detach()
         self.loss_count += 1
-        weight, task = self._share(kwargs, out["loss"])
-        alpha = self.config.task_weight
-        objective = alpha * task + (1 - alpha) * aux
-        # Its gradient is the objective's, its value the task loss.
-        carried = weight * (objective + (task - objective).detach())
-        if carried.requires_grad:
-            self._carried += 1
-            carried.register_hook(self._note_arrival)  # type: ignore[no-untyped-call]
-        out["loss"] = carried
+        if not aux.requires_grad:
+            return out
+        self._carried += 1
+        alpha, once = self.config.task_weight, _Once(self._note_arrival)
+        for name, value in list(out.items()):
+            if name != "loss" and isinstance(value, Tensor) and value.requires_grad:
+                scale = self._part() if self.smoothed else 1.0
+                # Trainer's own factors are in the gradient of the script's loss, which is not seen here.
+                out[name] = _Carry.apply(value, aux, alpha * scale, (1 - alpha) / self.accumulation, once)  # type: ignore[no-untyped-call]
+        if out.get("loss") is not None:
+            weight, task = self._share(kwargs, out["loss"])
+            # Tokens without a label are taught, too.
+            part = self._part() if "logits" in out and out["logits"].dim() == 3 else weight
+            out["loss"] = _Carry.apply(weight * task, part * aux, alpha, 1 - alpha, once)  # type: ignore[no-untyped-call]
         return out
 
-    def _note_arrival(self, gradient: Tensor) -> None:
+    def _part(self) -> float:
+        """A micro-batch's part in an optimizer step, where Trainer does not divide by their number."""
+        return 1.0 if self._items is None else 1.0 / (self.accumulation * self.processes)
+
+    def _note_arrival(self) -> None:
         self._arrived += 1
 
     def _distillation(self, teacher: Teacher, args: Any, kwargs: dict[str, Any], out: Any) -> Tensor:

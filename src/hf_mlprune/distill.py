@@ -157,7 +157,8 @@ def distillation_loss(
 ) -> Tensor:
     """``logits + hidden_weight · Σ MSE hidden + attention_weight · Σ MSE attention``.
 
-    The reference's distillation loss, except that padding takes no part. Scalar, fp32.
+    The reference's distillation loss, except that padding takes no part: each term is the mean over sequences
+    of a mean over real tokens, so that a batch in parts adds up to the batch. Scalar, fp32.
 
     Args:
         student: outputs of the student, with gradients.
@@ -203,10 +204,7 @@ def logits_loss(
         return torch.zeros((), device=student[0].device)
     ours, theirs = student["logits"].float(), teacher["logits"].float()
     if ours.dim() == 3:
-        if attention_mask is not None:
-            real = attention_mask.bool()
-            ours, theirs = ours[real], theirs[real]
-        return class_divergence(ours.flatten(0, -2), theirs.flatten(0, -2), temperature)
+        return _mean_over_real(token_divergence(ours, theirs, temperature), attention_mask)
     if problem_type == "regression":
         return functional.mse_loss(ours, theirs)
     if problem_type == "multi_label_classification":
@@ -214,14 +212,19 @@ def logits_loss(
     return class_divergence(ours, theirs, temperature)
 
 
-def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T² · KL(teacher / T || student / T)``, mean over the batch ``(batch, classes)``."""
+def token_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T² · KL(teacher / T || student / T)`` of each distribution, ``(..., classes)`` to ``(...)``."""
     return temperature**2 * functional.kl_div(
         functional.log_softmax(student / temperature, dim=-1),
         functional.log_softmax(teacher / temperature, dim=-1),
-        reduction="batchmean",
+        reduction="none",
         log_target=True,
-    )
+    ).sum(dim=-1)
+
+
+def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """:func:`token_divergence`, mean over the batch ``(batch, classes)``."""
+    return token_divergence(student, teacher, temperature).mean()
 
 
 def bernoulli_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -277,16 +280,21 @@ def attention_loss(
         a = ours[index][:, list(shared.student_heads[index])].float()
         b = theirs[index][:, list(shared.teacher_heads[index])].float()
         if a.shape[1]:
-            terms.append(_mean_over_real((a - b).square().mean(dim=(1, 3)), attention_mask))
+            error = (a - b).square().mean(dim=1)
+            # Over real keys: padding gets no attention, but its width would be divided by.
+            keys = error.mean(dim=-1)
+            if attention_mask is not None:
+                keys = error.sum(dim=-1) / attention_mask.sum(dim=-1, keepdim=True).clamp(min=1)
+            terms.append(_mean_over_real(keys, attention_mask))
     return torch.stack(terms).sum() if terms else torch.zeros((), device=student[0].device)
 
 
 def _mean_over_real(error: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Mean of ``(batch, tokens)`` over real tokens."""
+    """Mean of ``(batch, tokens)`` over each sequence's real tokens, and over sequences."""
     if attention_mask is None:
         return error.mean()
     real = attention_mask.to(error.dtype)
-    return (error * real).sum() / real.sum().clamp(min=1)
+    return ((error * real).sum(dim=-1) / real.sum(dim=-1).clamp(min=1)).mean()
 
 
 def _check_layers(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from .modeling.writing import write_text
+from .modeling.checkpoint import write_text
 
 
 def write_json(path: Path, data: Any) -> None:

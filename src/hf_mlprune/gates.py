@@ -67,6 +67,9 @@ class Gate(nn.Module):
         """The mask to multiply with, or ``None`` if every unit is kept and nothing is learned."""
         if self.training and self.mask is not None:
             return self.mask
+        if torch.compiler.is_compiling():
+            # Whether every unit is kept depends on values, which a graph does not see.
+            return self.keep
         return None if self.open else self.keep
 
     @property

@@ -26,6 +26,7 @@ from .masked import STATE_NAME, PruningState, insert_masks
 from .methods import make_method
 from .modeling import bert as pruned
 from .modeling.pruned import apply_structure
+from .modeling.structure import fingerprint
 
 
 def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -229,4 +230,5 @@ def without_blocks(structure: dict[str, Any] | None) -> dict[str, Any] | None:
     if structure is None:
         return None
     layers = [{**layer, "blocks": {}} for layer in structure["layers"]]
-    return {**structure, "block_shape": None, "layers": layers}
+    dense = {**structure, "block_shape": None, "layers": layers}
+    return {**dense, "fingerprint": fingerprint(dense)}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
 
 from .anatomy import find_encoder
 from .carrier import Distiller
@@ -21,6 +22,11 @@ from .shrinking import Batch
 
 #: Written when blocks are taught by the step-1 model. The underscore keeps it out of hub uploads.
 STEP1_TEACHER = "_step1_teacher"
+
+
+#: Whether Trainer's smoothed loss is one over all items of a step; in transformers 5.0 it is a mean per
+#: micro-batch, which nobody divides by their number.
+SMOOTHED_OVER_ITEMS = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Session:
         if self._handle is not None:
             self._handle.remove()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _remember(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs)
         given = {**bound.arguments, **bound.arguments.get("kwargs", {})}

@@ -19,7 +19,7 @@ from .loop import pruning_state
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.bert import PrunedBertConfig, PrunedBertMixin
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
-from .modeling.pruned import NoHeads, build_linear, fuse_activation, set_heads
+from .modeling.pruned import NoHeads, build_linear, fuse_activation, set_fingerprint, set_heads
 from .modeling.structure import LayerStructure, Structure, grid_shape
 
 Batch = Mapping[str, Any]
@@ -187,6 +187,7 @@ def _become_pruned(model: nn.Module, parts: Anatomy, structure: Structure) -> No
     new.structure = structure.to_dict()
     kinds = kinds_of(model)
     swap_class(model, old, new, kinds.pruned if kinds else None)
+    set_fingerprint(parts.encoder, structure)
     if isinstance(model, PrunedBertMixin):
         # Of an earlier run, if there are any.
         model.pruning_report = model.pruning_card = None

@@ -14,8 +14,8 @@ from .operation import DTYPES, WHY_NOT, block_sparse_linear, instruction_set, pa
 
 #: Rows of W that the native code computes at once: a lower block costs as much as one of 16 rows.
 STRIP_ROWS = 16
-#: From this share of computed weights on, a dense product is faster (docs/kernel.md).
-DENSE_FROM = 0.9
+#: Above this share of computed weights dense is faster; below, it was at no size (docs/kernel.md).
+DENSE_FROM = 1.0
 
 logger = logging.get_logger(__name__)
 

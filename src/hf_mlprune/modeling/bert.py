@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -20,9 +21,16 @@ from transformers import (
 
 # Not used here: transformers 5.0 copies, of a local folder, only the files that this one names.
 from .block_sparse import BlockSparseLinear  # noqa: F401
-from .pruned import LayerPaths, apply_structure, check_loaded
+from .checkpoint import (
+    HUB_ARGUMENTS,
+    check_config,
+    check_stored,
+    stored_tensors,
+    write_checkpoint,
+    write_text,
+)
+from .pruned import LayerPaths, apply_structure, check_fingerprint, check_loaded, set_fingerprint
 from .structure import LayerSizes, Structure
-from .writing import write_text
 
 BERT_PATHS = LayerPaths(
     attention="attention.self",
@@ -41,6 +49,12 @@ REPORT_FILE = "pruning_report.json"
 CARD_MARK = "<!-- written by hf-mlprune -->"
 
 
+#: What `save_pretrained(push_to_hub=True)` hands on.
+_PUSH_ARGUMENTS = ("repo_id", "commit_message", "create_pr", "private", "token", "revision")
+#: Stands in the card that transformers makes for a repository without one.
+_GENERATED_CARD = "This model card has been automatically generated"
+
+
 class PrunedBertConfig(BertConfig):
     """Config of a pruned BERT: the sizes of the dense model, and which units are left.
 
@@ -51,6 +65,22 @@ class PrunedBertConfig(BertConfig):
     model_type = "pruned_bert"
 
     structure: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, for fields that can be those of a BERT.
+
+        Raises:
+            ValueError: a field is damaged.
+        """
+        check_config({**config_dict, **kwargs})
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:
+            # Whatever transformers, which checks types in some versions only, makes of a field.
+            raise ValueError(f"config.json: expected the config of a BERT ({error!r:.300})") from error
 
 
 def bert_layer_sizes(config: BertConfig) -> LayerSizes:
@@ -69,6 +99,7 @@ def bert_structure(config: BertConfig) -> Structure:
     Raises:
         ValueError: there is none, or it is not one of this model.
     """
+    check_config(config.to_dict())
     sizes = [bert_layer_sizes(config)] * config.num_hidden_layers
     return Structure.from_dict(config.structure, sizes)
 
@@ -90,23 +121,25 @@ class PrunedBertMixin(PreTrainedModel):
     pruning_report: dict[str, Any] | None = None
     pruning_card: str | None = None
 
-    def _apply_structure(self) -> None:
-        config = self.config
-        apply_structure(
-            self.base_model.encoder.layer,
-            bert_structure(config),
-            bert_layer_sizes(config),
-            BERT_PATHS,
-        )
+    def _apply_structure(self, structure: Structure) -> None:
+        encoder = self.base_model
+        apply_structure(encoder.encoder.layer, structure, bert_layer_sizes(self.config), BERT_PATHS)
+        set_fingerprint(encoder, structure)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, but never returns an encoder that is only partly loaded.
 
+        Headers and sizes are compared before memory is taken for any weight.
+
         Raises:
             ValueError: an encoder weight is missing or of another size (also under
-                ``ignore_mismatched_sizes=True``), or an index tensor is damaged.
+                ``ignore_mismatched_sizes=True``), an index tensor or a file is damaged, or config and weights
+                are of two models.
         """
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if source is not None and kwargs.get("state_dict") is None:
+            cls._check_files(source, kwargs)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         broken = sorted(key for key in unloaded_keys(info) if "encoder.layer." in key)
         if broken:
@@ -115,16 +148,32 @@ class PrunedBertMixin(PreTrainedModel):
                 f"the structure in config.json gives, but {len(broken)} are missing or of another "
                 f"size, e.g. {broken[0]!r}; the checkpoint is incomplete or was edited"
             )
-        config = model.config
-        check_loaded(
-            model.base_model.encoder.layer,
-            bert_structure(config),
-            bert_layer_sizes(config),
-            BERT_PATHS,
-        )
-        if args and Path(args[0]).is_dir():
-            model._read_notes(Path(args[0]) / kwargs.get("subfolder", ""))
+        config, encoder = model.config, model.base_model
+        structure = bert_structure(config)
+        check_fingerprint(encoder, structure)
+        check_loaded(encoder.encoder.layer, structure, bert_layer_sizes(config), BERT_PATHS)
+        if source is not None and Path(source).is_dir():
+            model._read_notes(Path(source) / kwargs.get("subfolder", ""))
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _check_files(cls, source: str | os.PathLike[str], kwargs: dict[str, Any]) -> None:
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        config = kwargs.get("config")
+        if not isinstance(config, cls.config_class):
+            config = cls.config_class.from_pretrained(source if config is None else config, **hub)
+        stored = stored_tensors(source, kwargs.get("variant"), hub)
+        with torch.device("meta"):
+            model = cls(config)
+        # A tied weight is stored under the first of its names.
+        shared = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
+        check_stored(
+            stored,
+            {name: tensor for name, tensor in model.state_dict().items() if name not in shared},
+            cls.base_model_prefix,
+            whole=cls.__name__ in (config.architectures or ()),
+            ignore_heads=bool(kwargs.get("ignore_mismatched_sizes")),
+        )
 
     def _read_notes(self, folder: Path) -> None:
         """Take over a folder's report and card, so that they are saved again with the model."""
@@ -143,32 +192,60 @@ class PrunedBertMixin(PreTrainedModel):
     ) -> None:
         """As in transformers; also writes the pruning report and card, if this model carries them.
 
-        A report or card of another model that we wrote there before is taken away.
+        All files are written beside those of the folder and then replace them, so that a full disk leaves
+        what was there. A report or card of another model that we wrote there before is taken away.
+
+        Raises:
+            OSError: the folder cannot be written; what was there before is untouched.
         """
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
         if not is_main_process:
+            super().save_pretrained(save_directory, is_main_process, **kwargs)
             return
+        push = kwargs.pop("push_to_hub", False)
+        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         folder = Path(save_directory)
-        report, card = folder / REPORT_FILE, folder / "README.md"
+
+        def write(partial: Path) -> None:
+            super(PrunedBertMixin, self).save_pretrained(partial, **kwargs)
+            self._write_notes(partial)
+
+        if folder.is_file():
+            raise NotADirectoryError(f"save_pretrained: expected a folder, got the file {folder}")
+        card = folder / "README.md"
+        theirs = card.is_file() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace")
+        write_checkpoint(folder, write, keep={"README.md"} if theirs else set())
+        if self.pruning_report is None:
+            (folder / REPORT_FILE).unlink(missing_ok=True)
+        if self.pruning_card is None and not theirs:
+            card.unlink(missing_ok=True)
+        if push:
+            sizes = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **sizes)
+
+    def _write_notes(self, folder: Path) -> None:
         if self.pruning_report is not None:
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-            write_text(report, json.dumps({**self.pruning_report, "file_bytes": size}, indent=2) + "\n")
-        else:
-            report.unlink(missing_ok=True)
-        if card.exists() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
-            return
+            text = json.dumps({**self.pruning_report, "file_bytes": size}, indent=2) + "\n"
+            write_text(folder / REPORT_FILE, text)
         if self.pruning_card is not None:
+            write_text(folder / "README.md", self.pruning_card)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which put a card of its own over ours where the repository had none."""
+        card = Path(working_dir) / "README.md"
+        if self.pruning_card is not None and _GENERATED_CARD in card.read_text(encoding="utf-8"):
             write_text(card, self.pruning_card)
-        else:
-            card.unlink(missing_ok=True)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class PrunedBertModel(PrunedBertMixin, BertModel):
     """:class:`~transformers.BertModel` with the layers that were kept."""
 
     def __init__(self, config: PrunedBertConfig, add_pooling_layer: bool = True) -> None:
+        # Read first: a damaged one must not decide how much is built.
+        structure = bert_structure(config)
         super().__init__(config, add_pooling_layer=add_pooling_layer)
-        self._apply_structure()
+        self._apply_structure(structure)
         self.post_init()
 
 
@@ -176,8 +253,9 @@ class PrunedBertHeadMixin(PrunedBertMixin):
     """A pruned encoder under one of transformers' task heads."""
 
     def __init__(self, config: PrunedBertConfig) -> None:
+        structure = bert_structure(config)
         super().__init__(config)
-        self._apply_structure()
+        self._apply_structure(structure)
         self.post_init()
 
 

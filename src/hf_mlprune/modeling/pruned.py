@@ -15,6 +15,9 @@ from transformers.activations import GELUActivation
 from .block_sparse import BlockSparseLinear, scatter_rows
 from .structure import ROLES, LayerSizes, LayerStructure, Structure
 
+#: Buffer of an encoder, uint8 (16,).
+FINGERPRINT = "structure_fingerprint"
+
 
 @dataclass(frozen=True)
 class LayerPaths:
@@ -181,6 +184,33 @@ def _scatter_indices(role: str, kept: LayerStructure, sizes: LayerSizes) -> Tens
         return None
     rows = kept.attention_output if role == "attention_output" else kept.fc2
     return torch.tensor(rows, dtype=torch.int64) if len(rows) != sizes.hidden_size else None
+
+
+def set_fingerprint(encoder: nn.Module, structure: Structure | None) -> None:
+    """Put a structure's fingerprint into an encoder's tensors, or take an old one out."""
+    if FINGERPRINT in dict(encoder.named_buffers(recurse=False)):
+        delattr(encoder, FINGERPRINT)
+    if structure is not None:
+        device = next(encoder.parameters()).device
+        encoder.register_buffer(FINGERPRINT, _fingerprint(structure).to(device))
+
+
+def _fingerprint(structure: Structure) -> Tensor:
+    digits = structure.to_dict()["fingerprint"]
+    return torch.tensor(list(bytes.fromhex(digits)), dtype=torch.uint8, device="cpu")
+
+
+def check_fingerprint(encoder: nn.Module, structure: Structure) -> None:
+    """Check that an encoder's tensors were saved with this structure.
+
+    Raises:
+        ValueError: they are of another model than the config.
+    """
+    if not torch.equal(encoder.get_buffer(FINGERPRINT).cpu(), _fingerprint(structure)):
+        raise ValueError(
+            "expected the fingerprint of the structure in config.json in the weights, too: config and "
+            "weights are not of the same model; download the checkpoint again, or save the model again"
+        )
 
 
 def check_loaded(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +85,8 @@ class Structure:
     block_shape: tuple[int, int] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: indices as ranges (``"0-3,7"``), with the format version."""
-        return {
+        """JSON form: indices as ranges (``"0-3,7"``), with the format version and a fingerprint."""
+        data = {
             "version": FORMAT_VERSION,
             "block_shape": list(self.block_shape) if self.block_shape else None,
             "layers": [
@@ -98,6 +100,7 @@ class Structure:
                 for layer in self.layers
             ],
         }
+        return {**data, "fingerprint": fingerprint(data)}
 
     @classmethod
     def from_dict(cls, data: Any, sizes: list[LayerSizes]) -> Structure:
@@ -118,19 +121,32 @@ class Structure:
                 f"structure: expected format version {FORMAT_VERSION}, got {version!r}; if a newer "
                 "hf-mlprune wrote this checkpoint, upgrade with `pip install -U hf-mlprune`"
             )
-        _expect_keys("structure", data, {"version", "block_shape", "layers"})
+        _expect_keys("structure", data, {"version", "block_shape", "layers", "fingerprint"})
         block_shape = _read_block_shape(data["block_shape"])
         layers = data["layers"]
         if not isinstance(layers, list) or len(layers) != len(sizes):
             got = len(layers) if isinstance(layers, list) else type(layers).__name__
             raise ValueError(f"structure: expected {len(sizes)} layers, got {got}")
-        return cls(
+        found = cls(
             layers=tuple(
                 _read_layer(index, layer, size, block_shape)
                 for index, (layer, size) in enumerate(zip(layers, sizes, strict=True))
             ),
             block_shape=block_shape,
         )
+        if data["fingerprint"] != fingerprint(data):
+            raise ValueError(
+                f"structure: expected the fingerprint {fingerprint(data)}, got {data['fingerprint']!r:.80}: "
+                "it was edited; restore config.json, or save the model again"
+            )
+        return found
+
+
+def fingerprint(data: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of a structure's JSON form, which stand in the config and in the weights."""
+    rest = {key: value for key, value in data.items() if key != "fingerprint"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def grid_shape(shape: tuple[int, int], block_shape: tuple[int, int]) -> tuple[int, int]:
