@@ -321,6 +321,19 @@ def test_missing_weights_are_refused(folder):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
+def test_a_missing_head_is_refused_where_the_checkpoint_is_of_that_class(folder):
+    edit_weights(folder, lambda tensors: tensors.pop("classifier.weight"))
+    with pytest.raises(ValueError, match=r"expected every weight .* 'classifier.weight' is missing"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_an_encoder_without_pooler_and_a_new_head_load(folder, tmp_path):
+    AutoModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
+    assert AutoModel.from_pretrained(tmp_path).pooler is not None
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).classifier.out_features == 2 + 1
+
+
 def test_a_truncated_file_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

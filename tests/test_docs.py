@@ -40,6 +40,17 @@ def test_python_examples_parse_and_import_what_there_is(page):
                 assert {keyword.arg for keyword in node.keywords} <= known
 
 
+def test_the_features_page_names_tests_that_there_are():
+    page = (ROOT / "docs" / "trainer-features.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(rows) > 25
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert [name for name in named if f"def {name}(" not in written] == []
+
+
 def test_every_formula_stands_where_the_method_page_says():
     page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     places = re.findall(r"`([\w/]+\.py): ([\w., ]+)`", page)

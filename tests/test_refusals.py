@@ -260,6 +260,15 @@ def test_training_arguments_that_are_not_supported(name, value, message, tmp_pat
         check_arguments(args)
 
 
+@pytest.mark.parametrize("switch", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharded_training_is_refused_at_start(switch, tmp_path, monkeypatch):
+    """As `accelerate launch` asks for it; on a CPU accelerate itself goes no further with either."""
+    args = training_arguments(tmp_path)
+    monkeypatch.setenv(switch, "true")
+    with pytest.raises(ValueError, match="DeepSpeed and FSDP shard the weights that masks multiply"):
+        check_arguments(args)
+
+
 def test_optimizer_of_another_model(tmp_path):
     model = make_model()
     optimizer = torch.optim.AdamW(make_model().parameters())

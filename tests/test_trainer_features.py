@@ -351,7 +351,6 @@ def test_model_init_makes_a_new_model_that_is_pruned(tmp_path):
 
 
 def test_hyperparameter_search(tmp_path):
-    pytest.importorskip("optuna")
     trainer = make_trainer(
         tmp_path, None, PruningCallback(), model_init=attached_model, eval_strategy="steps", eval_steps=12
     )

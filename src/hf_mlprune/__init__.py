@@ -28,6 +28,7 @@ from .prunable import (
     PrunableBertModel,
 )
 from .reporting import Report, report
+from .resuming import last_complete_checkpoint
 from .shrinking import shrink
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "attach",
     "collect",
     "kernels",
+    "last_complete_checkpoint",
     "report",
     "shrink",
     "start",

@@ -16,12 +16,8 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from .attaching import attach, auto_class_name, kinds_of
-from .card import model_card
-from .carrier import Distiller
 from .config import PruningConfig
-from .distill import load_teacher
-from .files import write_folder, write_json
+from .files import write_json
 from .loop import (
     advance,
     collect,
@@ -31,21 +27,29 @@ from .loop import (
     pruning_state,
     start,
 )
-from .modeling.bert import REPORT_FILE
+from .modeling.bert import REPORT_FILE, PrunedBertMixin
+from .modeling.checkpoint import write_text
 from .reporting import print_end, report
+from .resuming import (
+    check_complete,
+    check_resumed,
+    warn_of_incomplete,
+)
 from .session import (
-    SMOOTHED_OVER_ITEMS,
-    STEP1_TEACHER,
     Session,
     check_arguments,
     check_optimizer,
-    check_resumed,
-    find_step1_teacher,
+    check_writable,
     landed,
     measure,
+    note,
+    open_session,
     past_step1,
 )
-from .shrinking import shrink, shrunk_copy
+from .shrinking import shrink
+
+#: Our card in a repository that `Trainer.push_to_hub` writes its own README.md for.
+PUSHED_CARD = "PRUNING.md"
 
 
 class PruningCallback(TrainerCallback, ExportableState):
@@ -110,6 +114,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         """Refuse what is not supported; put masks into the model, before a checkpoint is loaded."""
         check_arguments(args)
         self._check_alone(state)
+        if state.is_world_process_zero:
+            warn_of_incomplete(Path(args.output_dir))
         self._prepare(model)
 
     def on_train_begin(
@@ -131,6 +137,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         check_arguments(args)
         self._check_alone(state)
         check_optimizer(model, optimizer)
+        if state.is_world_process_zero:
+            check_writable(Path(args.output_dir))
+        if state.global_step:
+            check_complete(args, state.global_step)
         if state.global_step and not is_attached(model):
             raise ValueError(
                 "the checkpoint was loaded before the model had masks (a model from `model_init`, or a "
@@ -150,20 +160,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             # Of a run on this model that failed: its hooks are still there.
             pruning.session.close()
         pruning.session = session
-        session.watch()
-        teacher = session.teacher
-        if teacher is not None and pruning.config.step1_teaches and past_step1(pruning):
-            teacher = load_teacher(find_step1_teacher(args), model, pruning.config)
-        session.distiller = Distiller(
-            model,
-            teacher,
-            pruning.config,
-            autocast_dtype=torch.bfloat16 if args.bf16 else None,
-            accumulation=args.gradient_accumulation_steps,
-            processes=args.world_size if args.average_tokens_across_devices else 1,
-            smoothed=args.label_smoothing_factor > 0 and not SMOOTHED_OVER_ITEMS,
-        )
-        session.distiller.install()
+        session.begin(args)
 
     def on_step_begin(
         self,
@@ -213,7 +210,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         session = self._at_work()
         step1 = pruning.config.step1_teaches and session.teacher is not None
         if step1 and not before and past_step1(pruning) and not landed(pruning):
-            self._teach_by_step1(args, state, model, session)
+            session.teach_by_step1(Path(args.output_dir), write=state.is_world_process_zero)
 
     def on_log(
         self,
@@ -296,39 +293,29 @@ class PruningCallback(TrainerCallback, ExportableState):
         done = shrink(model, list(session.batches.values()))
         rows = measure(model, session)
         found = report(model, shrunk=done, latency=rows, settings=pruning.config)
-        kinds = kinds_of(model)
-        model.pruning_report = found.to_dict()
-        if kinds is not None:
-            model.pruning_card = model_card(found, auto_class_name(kinds))
+        note(model, found)
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
             print_end(found, pruning.config)
 
+    def on_push_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: PreTrainedModel,
+        **kwargs: Any,
+    ) -> None:
+        """Put our card beside the one that Trainer is about to write over ours."""
+        if isinstance(model, PrunedBertMixin) and model.pruning_card and state.is_world_process_zero:
+            write_text(Path(args.output_dir) / PUSHED_CARD, model.pruning_card)
+
     def _prepare(self, model: PreTrainedModel) -> Session:
         """The session of this callback for a model; at first the teacher is checked and masks attached."""
-        if self._session is not None and self._session.model is model and is_attached(model):
-            return self._session
-        attached = pruning_state(model).config if is_attached(model) else None
-        config = self.config or attached
-        if config is None:
-            raise ValueError("density is missing: give PruningCallback(density=0.2), or a model with masks")
-        if attached is not None and attached != config:
-            before, after = attached.to_dict(), config.to_dict()
-            differing = [f"{name}={before[name]!r}" for name in before if before[name] != after[name]]
-            raise ValueError(
-                f"the model has masks already, of other settings than the callback ({', '.join(differing)}): "
-                "load the model anew, or give the callback no settings to use the model's"
-            )
-        if self.teacher is not None and config.step1_teaches and kinds_of(model) is None:
-            raise TypeError(
-                f"block_teacher='step1': expected a stock class, got {type(model).__name__}, whose "
-                "step-1 model a resumed run could not load again; set block_teacher='teacher'"
-            )
-        # Before the model is changed: a teacher that is refused leaves it as it was.
-        teacher = None if self.teacher is None else load_teacher(self.teacher, model, config)
-        if attached is None:
-            attach(model, config)
-        self._settings, self._session = config, Session(model, teacher)
+        if self._session is None or self._session.model is not model or not is_attached(model):
+            self._session = open_session(model, self.config, self.teacher)
+            self._settings = pruning_state(model).config
         return self._session
 
     def _at_work(self) -> Session:
@@ -339,20 +326,3 @@ class PruningCallback(TrainerCallback, ExportableState):
     def _check_alone(self, state: TrainerState) -> None:
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("expected one PruningCallback, got several: one run has one density")
-
-    def _teach_by_step1(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        model: PreTrainedModel,
-        session: Session,
-    ) -> None:
-        """Write the model as it is after heads and rows, and go on with it as the teacher."""
-        assert session.distiller is not None
-        session.close()
-        copy = shrunk_copy(model, list(session.batches.values()))
-        if state.is_world_process_zero:
-            write_folder(Path(args.output_dir) / STEP1_TEACHER, copy.save_pretrained)
-        session.distiller.teacher = load_teacher(copy, model, pruning_state(model).config)
-        session.watch()
-        session.distiller.install()

@@ -40,10 +40,10 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         if path.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f"{path.name}.old-", dir=path.parent))
             path.replace(replaced)
-            partial.replace(path)
-            shutil.rmtree(replaced)
-        else:
-            partial.replace(path)
+        partial.replace(path)
+        # With what killed processes left.
+        for stale in (*path.parent.glob(f"{path.name}.partial-*"), *path.parent.glob(f"{path.name}.old-*")):
+            shutil.rmtree(stale)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

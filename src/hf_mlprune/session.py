@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,18 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from .anatomy import find_encoder
+from .attaching import attach, auto_class_name, kinds_of
+from .card import model_card
 from .carrier import Distiller
-from .distill import Teacher
+from .config import PruningConfig
+from .distill import Teacher, load_teacher
+from .files import write_folder
 from .latency import Latency, measure_latency
+from .loop import is_attached, pruning_state
 from .masked import PruningState
-from .shrinking import Batch
-
-#: Written when blocks are taught by the step-1 model. The underscore keeps it out of hub uploads.
-STEP1_TEACHER = "_step1_teacher"
-
+from .reporting import Report
+from .resuming import STEP1_TEACHER, find_step1_teacher
+from .shrinking import Batch, shrunk_copy
 
 #: Whether Trainer's smoothed loss is one over all items of a step; in transformers 5.0 it is a mean per
 #: micro-batch, which nobody divides by their number.
@@ -45,6 +50,35 @@ class Session:
     distiller: Distiller | None = None
     batches: dict[bool, Batch] = field(default_factory=dict)
     _handle: RemovableHandle | None = None
+
+    def begin(self, args: TrainingArguments) -> None:
+        """Hang in the hooks of a run; in its block phase, taught by what the step-1 model was."""
+        self.watch()
+        config = pruning_state(self.model).config
+        teacher = self.teacher
+        if teacher is not None and config.step1_teaches and past_step1(pruning_state(self.model)):
+            teacher = load_teacher(find_step1_teacher(args), self.model, config)
+        self.distiller = Distiller(
+            self.model,
+            teacher,
+            config,
+            autocast_dtype=torch.bfloat16 if args.bf16 else None,
+            accumulation=args.gradient_accumulation_steps,
+            processes=args.world_size if args.average_tokens_across_devices else 1,
+            smoothed=args.label_smoothing_factor > 0 and not SMOOTHED_OVER_ITEMS,
+        )
+        self.distiller.install()
+
+    def teach_by_step1(self, output_dir: Path, *, write: bool) -> None:
+        """Go on with the model as it is after heads and rows as teacher, and write it for a resumed run."""
+        assert self.distiller is not None
+        self.close()
+        copy = shrunk_copy(self.model, list(self.batches.values()))
+        if write:
+            write_folder(output_dir / STEP1_TEACHER, copy.save_pretrained)
+        self.distiller.teacher = load_teacher(copy, self.model, pruning_state(self.model).config)
+        self.watch()
+        self.distiller.install()
 
     def watch(self) -> None:
         """Remember the model's last inputs."""
@@ -69,6 +103,52 @@ class Session:
         }
 
 
+def open_session(
+    model: PreTrainedModel, wanted: PruningConfig | None, teacher: str | PreTrainedModel | None
+) -> Session:
+    """Load and check the teacher, and attach masks to a model that has none.
+
+    Args:
+        model: dense, pruned, or with masks.
+        wanted: the settings; those of the model's masks, if ``None``.
+        teacher: a model, a folder or a hub name.
+
+    Raises:
+        ValueError: there are no settings, or the model has masks of others.
+        TypeError: the step-1 model of a class of the user's own is to teach.
+    """
+    attached = pruning_state(model).config if is_attached(model) else None
+    config = wanted or attached
+    if config is None:
+        raise ValueError("density is missing: give PruningCallback(density=0.2), or a model with masks")
+    if attached is not None and attached != config:
+        before, after = attached.to_dict(), config.to_dict()
+        differing = [f"{name}={before[name]!r}" for name in before if before[name] != after[name]]
+        raise ValueError(
+            f"the model has masks already, of other settings than the callback ({', '.join(differing)}): "
+            "load the model anew, or give the callback no settings to use the model's"
+        )
+    if teacher is not None and config.step1_teaches and kinds_of(model) is None:
+        raise TypeError(
+            f"block_teacher='step1': expected a stock class, got {type(model).__name__}, whose "
+            "step-1 model a resumed run could not load again; set block_teacher='teacher'"
+        )
+    # Before the model is changed: a teacher that is refused leaves it as it was.
+    loaded = None if teacher is None else load_teacher(teacher, model, config)
+    if attached is None:
+        attach(model, config)
+    return Session(model, loaded)
+
+
+def note(model: PreTrainedModel, found: Report) -> None:
+    """Hand a pruned model its report, card and tags, which it is saved and pushed with."""
+    model.pruning_report = found.to_dict()
+    kinds = kinds_of(model)
+    if kinds is not None:
+        model.pruning_card = model_card(found, auto_class_name(kinds))
+        model.add_model_tags(["pruning", "hf-mlprune"])
+
+
 def past_step1(pruning: PruningState) -> bool:
     """Whether head and row masks are final."""
     return int(pruning.landed) >= 1
@@ -77,21 +157,6 @@ def past_step1(pruning: PruningState) -> bool:
 def landed(pruning: PruningState) -> bool:
     """Whether all masks are final."""
     return int(pruning.landed) >= 2
-
-
-def find_step1_teacher(args: TrainingArguments) -> str:
-    """Folder of the step-1 teacher that an interrupted run wrote.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    folder = Path(args.output_dir) / STEP1_TEACHER
-    if not folder.is_dir():
-        raise ValueError(
-            f"resume: expected the step-1 teacher in {folder}, which the interrupted run wrote; "
-            "restore it, or resume from a checkpoint before the block phase"
-        )
-    return str(folder)
 
 
 def measure(model: PreTrainedModel, session: Session) -> list[Latency]:
@@ -120,6 +185,28 @@ def check_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer) ->
         )
 
 
+def _is_set(name: str) -> bool:
+    """Whether `accelerate launch` set a switch in the environment."""
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "y", "t", "on")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse, before the first step, a folder that the report could not be written to.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"output_dir: expected a folder that can be written, got {folder} ({error}); training would end "
+            "without its report and checkpoints"
+        ) from error
+
+
 def check_arguments(args: TrainingArguments) -> None:
     """Refuse ways of training that masks do not work in.
 
@@ -130,7 +217,8 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             "fp16=True: mask gradients would be scaled by the loss scaler; use bf16=True, or neither"
         )
-    if args.deepspeed or args.fsdp:
+    launched = [name for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP") if _is_set(name)]
+    if args.deepspeed or args.fsdp or launched:
         raise ValueError(
             "DeepSpeed and FSDP shard the weights that masks multiply, which is not supported: use "
             "one process, or DistributedDataParallel (`torchrun`)"
@@ -139,36 +227,4 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             f"expected one GPU per process, got {args.n_gpu} in one (DataParallel): start with "
             "`torchrun --nproc_per_node=...`, or set CUDA_VISIBLE_DEVICES"
-        )
-
-
-def check_resumed(stored: Any, now: dict[str, Any], max_steps: int, *, taught: bool) -> None:
-    """Refuse to take up a run with other settings than it was interrupted with.
-
-    Args:
-        stored: what the callback's ``state()`` was in the checkpoint.
-        now: what it is.
-        max_steps: optimizer steps of the whole run.
-        taught: whether there is a teacher now.
-
-    Raises:
-        ValueError: what was expected, as in the interrupted run, and what came.
-    """
-    if not isinstance(stored, dict) or "args" not in stored:
-        raise ValueError("the checkpoint is not of a pruning run: start the run anew from its weights")
-    for name in sorted(set(stored["args"]) | set(now["args"])):
-        before, after = stored["args"].get(name), now["args"].get(name)
-        if before != after:
-            raise ValueError(f"resume: expected {name}={before!r} as in the interrupted run, got {after!r}")
-    steps = stored["attributes"]["planned_steps"]
-    if steps != max_steps:
-        raise ValueError(
-            f"resume: expected {steps} steps in all as in the interrupted run, got {max_steps}; "
-            "phases are fractions of the run, so it cannot be made longer or shorter half-way"
-        )
-    before = bool(stored["args"].get("teacher") or stored["attributes"]["taught_by_object"])
-    if before != taught:
-        had, has = ("a teacher" if given else "none" for given in (before, taught))
-        raise ValueError(
-            f"resume: the interrupted run had {had}, this one has {has}; pass the same teacher again"
         )

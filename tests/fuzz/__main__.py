@@ -12,6 +12,7 @@ import argparse
 import random
 import resource
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -99,7 +100,6 @@ def fuzz(count: int, seed: int) -> Counter[str]:
     mutations = [
         mutate_config,
         mutate_weights,
-        mutate_weights,
         mutate_shards,
         *(mix(other) for other in seeds),
     ]
@@ -109,7 +109,7 @@ def fuzz(count: int, seed: int) -> Counter[str]:
                 chance = random.Random(case)
                 folder = Path(root) / "model"
                 shutil.copytree(chance.choice(seeds), folder)
-                chance.choices(mutations, [6, 4, 4, 4, *(1 for _ in seeds)])[0](folder, chance)
+                chance.choices(mutations, [6, 8, 4, *(1 for _ in seeds)])[0](folder, chance)
                 try:
                     outcomes[try_one(folder)] += 1
                 except Wrong as error:
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0, help="number of the first case")
     args = parser.parse_args()
-    print(dict(fuzz(args.count, args.seed)))
+    sys.stdout.write(f"{dict(fuzz(args.count, args.seed))}\n")
 
 
 if __name__ == "__main__":

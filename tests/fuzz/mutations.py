@@ -10,38 +10,13 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-NUMBERS = [
-    "-1",
-    "0",
-    "1",
-    "2",
-    "3",
-    "17",
-    "65",
-    "999",
-    "65536",
-    "99999999",
-    "9999999999",
-    "1e400",
-    "-1e9",
-    "2.5",
-    "NaN",
-]
-OTHERS = [
-    "null",
-    "true",
-    "false",
-    '""',
-    '"x"',
-    "[]",
-    "{}",
-    "[1, 2]",
-    '{"a": 1}',
-    '"../../x"',
-    '"0-99999999"',
-    '"0-3,1"',
-]
+NUMBERS = ["-1", "0", "1", "2", "3", "17", "65", "999", "65536", "99999999", "9999999999"]
+NUMBERS += ["1e400", "-1e9", "2.5", "NaN"]
+OTHERS = ["null", "true", "false", '""', '"x"', "[]", "{}", "[1, 2]", '{"a": 1}', '"../x"', '"0-99999999"']
+OTHERS += ['"3,1"']
 DTYPES = ["F32", "F16", "BF16", "F64", "I8", "I32", "I64", "U8", "BOOL", "F8_E4M3", "X", ""]
+SIDES = [-1, 0, 1, 7, 2**31, 2**63, "3", None]
+NAMES = ["../x.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "config.json", "C:\\x"]
 
 
 def flip_bits(data: bytes, chance: random.Random, low: int = 0, high: int | None = None) -> bytes:
@@ -115,9 +90,7 @@ def edit_header(header: dict, body: bytes, chance: random.Random) -> str:
     entry = header[name]
     kind = chance.randrange(9)
     if kind == 0:
-        entry["shape"] = [
-            chance.choice([-1, 0, 1, 7, 2**31, 2**63, "3", None]) for _ in range(chance.randrange(4))
-        ]
+        entry["shape"] = [chance.choice(SIDES) for _ in range(chance.randrange(4))]
     elif kind == 1:
         entry["shape"] = entry["shape"][::-1]
     elif kind == 2:
@@ -205,9 +178,7 @@ def mutate_shards(folder: Path, chance: random.Random) -> None:
     elif kind == 1:
         shutil.copy(shards[0], shards[1])
     elif kind == 2:
-        name = chance.choice(
-            ["../x.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "config.json", "C:\\x"]
-        )
+        name = chance.choice(NAMES)
         text = text.replace(shards[0].name, json.dumps(name)[1:-1], chance.choice([1, -1]))
     elif kind == 3:
         text = edit_json(text, chance)

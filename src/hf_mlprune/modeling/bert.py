@@ -73,7 +73,7 @@ class PrunedBertConfig(BertConfig):
         Raises:
             ValueError: a field is damaged.
         """
-        check_config({**config_dict, **kwargs})
+        check_config(config_dict)
         try:
             return super().from_dict(config_dict, **kwargs)
         except ValueError:
@@ -165,11 +165,12 @@ class PrunedBertMixin(PreTrainedModel):
         stored = stored_tensors(source, kwargs.get("variant"), hub)
         with torch.device("meta"):
             model = cls(config)
-        # A tied weight is stored under the first of its names.
+        # A tied weight is stored under the first of its names; an encoder may be saved without its pooler.
         shared = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
+        optional = {name for name in model.state_dict() if name.startswith("pooler.") and name not in stored}
         check_stored(
             stored,
-            {name: tensor for name, tensor in model.state_dict().items() if name not in shared},
+            {key: tensor for key, tensor in model.state_dict().items() if key not in shared | optional},
             cls.base_model_prefix,
             whole=cls.__name__ in (config.architectures or ()),
             ignore_heads=bool(kwargs.get("ignore_mismatched_sizes")),

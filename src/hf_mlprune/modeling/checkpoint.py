@@ -69,7 +69,7 @@ def check_config(data: Mapping[str, Any]) -> None:
         raise ValueError(
             f"config.json: hidden_act: expected the name of an activation, got {activation!r:.80}"
         )
-    if padding is not None and (type(padding) is not int or not 0 <= padding < data.get("vocab_size", 2**24)):
+    if padding is not None and (type(padding) is not int or not abs(padding) < data.get("vocab_size", 2**24)):
         raise ValueError(
             f"config.json: pad_token_id: expected a token of the vocabulary, got {padding!r:.80}"
         )
@@ -80,7 +80,7 @@ def check_config(data: Mapping[str, Any]) -> None:
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"config.json: {name}: expected the name of a dtype, got {dtype!r:.80}")
     code = data.get("auto_map") or {}
-    if not isinstance(code, Mapping) or not all(isinstance(value, str) for value in code.values()):
+    if not isinstance(code, Mapping) or not all(isinstance(value, (str, list)) for value in code.values()):
         raise ValueError(f"config.json: auto_map: expected names of classes, got {code!r:.80}")
     labels = data.get("num_labels", 1)
     if type(labels) is not int or not 0 <= labels <= 2**20:
@@ -111,9 +111,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         text = file.read(length)
     try:
         data = json.loads(text, object_pairs_hook=_without_duplicates)
-        return {name: _stored(value) for name, value in data.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        tensors = {name: _stored(value) for name, value in data.items() if name != "__metadata__"}
+        end = max((data[name]["data_offsets"][1] for name in tensors), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path.name}: damaged safetensors header ({error!r:.200}); {_ADVICE}") from None
+    if size != 8 + length + end:
+        raise ValueError(f"{path.name}: expected {8 + length + end} bytes, got {size}; {_ADVICE}")
+    return tensors
 
 
 _ADVICE = "download the checkpoint again, or save the model again"
@@ -273,7 +277,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it could not be written; what was there before is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)

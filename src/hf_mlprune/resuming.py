@@ -1,0 +1,138 @@
+"""Which of a run's checkpoints can be resumed, and the checks before one is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .modeling.checkpoint import stored_tensors
+
+logger = logging.getLogger(__name__)
+
+#: Written when blocks are taught by the step-1 model. The underscore keeps it out of hub uploads.
+STEP1_TEACHER = "_step1_teacher"
+#: What Trainer writes beside the weights, in its order; those of torch are zip archives.
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """Files of a Trainer checkpoint that are missing, or were not written to their end."""
+    missing = []
+    try:
+        stored_tensors(folder, None, {"local_files_only": True})
+    except (ValueError, OSError):
+        missing.append("model.safetensors")
+    missing += [name for name in STATE_FILES if not _is_whole(folder / name)]
+    if not any(map(_is_whole, folder.glob("rng_state*.pth"))):
+        missing.append("rng_state.pth")
+    return missing
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.suffix != ".json":
+        return zipfile.is_zipfile(path)
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint of a folder that a run can be resumed from; ``None`` if there is none.
+
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    """
+    return next(
+        (str(folder) for folder in _newest_first(Path(output_dir)) if not missing_parts(folder)), None
+    )
+
+
+def _newest_first(output_dir: Path) -> list[Path]:
+    numbered = [
+        (int(number), folder)
+        for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (number := folder.name.rpartition("-")[2]).isdecimal() and folder.is_dir()
+    ]
+    return [folder for _, folder in sorted(numbered, reverse=True)]
+
+
+def warn_of_incomplete(output_dir: Path) -> None:
+    """Name a newest checkpoint that is incomplete: Trainer would resume from it, or fail at it."""
+    newest = _newest_first(output_dir)[:1]
+    missing = missing_parts(newest[0]) if newest else []
+    if missing:
+        logger.warning("%s", _incomplete(newest[0], missing))
+
+
+def _incomplete(folder: Path, missing: list[str]) -> str:
+    last = last_complete_checkpoint(folder.parent)
+    advice = f"the last complete one is {last}" if last else "there is no complete one: start the run anew"
+    return f"resume: checkpoint {folder} is incomplete ({', '.join(missing)}); {advice}"
+
+
+def check_complete(args: TrainingArguments, step: int) -> None:
+    """Refuse to go on from a checkpoint that Trainer loaded in part.
+
+    Raises:
+        ValueError: of the checkpoint of this step in ``output_dir``, a file is missing or cut off.
+    """
+    folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    missing = missing_parts(folder) if folder.is_dir() else []
+    if missing:
+        raise ValueError(_incomplete(folder, missing))
+
+
+def find_step1_teacher(args: TrainingArguments) -> str:
+    """Folder of the step-1 teacher that an interrupted run wrote.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    folder = Path(args.output_dir) / STEP1_TEACHER
+    if not folder.is_dir():
+        raise ValueError(
+            f"resume: expected the step-1 teacher in {folder}, which the interrupted run wrote; "
+            "restore it, or resume from a checkpoint before the block phase"
+        )
+    return str(folder)
+
+
+def check_resumed(stored: Any, now: dict[str, Any], max_steps: int, *, taught: bool) -> None:
+    """Refuse to take up a run with other settings than it was interrupted with.
+
+    Args:
+        stored: what the callback's ``state()`` was in the checkpoint.
+        now: what it is.
+        max_steps: optimizer steps of the whole run.
+        taught: whether there is a teacher now.
+
+    Raises:
+        ValueError: what was expected, as in the interrupted run, and what came.
+    """
+    if not isinstance(stored, dict) or "args" not in stored:
+        raise ValueError("the checkpoint is not of a pruning run: start the run anew from its weights")
+    for name in sorted(set(stored["args"]) | set(now["args"])):
+        before, after = stored["args"].get(name), now["args"].get(name)
+        if before != after:
+            raise ValueError(f"resume: expected {name}={before!r} as in the interrupted run, got {after!r}")
+    steps = stored["attributes"]["planned_steps"]
+    if steps != max_steps:
+        raise ValueError(
+            f"resume: expected {steps} steps in all as in the interrupted run, got {max_steps}; "
+            "phases are fractions of the run, so it cannot be made longer or shorter half-way"
+        )
+    before = bool(stored["args"].get("teacher") or stored["attributes"]["taught_by_object"])
+    if before != taught:
+        had, has = ("a teacher" if given else "none" for given in (before, taught))
+        raise ValueError(
+            f"resume: the interrupted run had {had}, this one has {has}; pass the same teacher again"
+        )

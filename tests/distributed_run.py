@@ -1,0 +1,65 @@
+"""One run, in as many processes as a launcher started; each writes what it saw (test_distributed.py)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from conftest import make_dataset, make_model, training_arguments
+from hf_mlprune import PruningCallback
+from hf_mlprune.config import LEVELS
+from hf_mlprune.loop import pruning_state
+
+WROTE: list[str] = []
+
+
+def note_writing(event: str, arguments: tuple) -> None:
+    """An audit hook: every file that this process opens to write or renames."""
+    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if writes or event in ("os.rename", "os.mkdir"):
+        WROTE.append(str(arguments[0]))
+
+
+class Watch(TrainerCallback):
+    """Masks after each step."""
+
+    def __init__(self) -> None:
+        self.masks: list[torch.Tensor] = []
+
+    def on_step_end(self, args, state, control, *, model, **kwargs):
+        self.masks.append(torch.cat([gate.keep for gate in pruning_state(model).all_gates()]))
+
+
+def main(folder: str, preset: str, taught: str, rows: str) -> None:
+    """Train 24 steps of so many rows per process, and export."""
+    sys.addaudithook(note_writing)
+    watch = Watch()
+    teacher = make_model(seed=3).double() if taught == "taught" else None
+    trainer = Trainer(
+        model=make_model().double(),
+        args=training_arguments(
+            Path(folder) / "run", per_device_train_batch_size=int(rows), lr_scheduler_type="constant",
+            use_cpu=True, save_strategy="steps", save_steps=12,
+        ),
+        train_dataset=make_dataset(),
+        callbacks=[
+            PruningCallback(0.3, levels=LEVELS, block_shape=(8, 4), preset=preset, teacher=teacher),
+            watch,
+        ],
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(Path(folder) / "model"))
+    seen = {
+        "masks": torch.stack(watch.masks),
+        "weights": trainer.model.state_dict(),
+        "wrote": WROTE,
+        "processes": trainer.args.world_size,
+    }
+    torch.save(seen, Path(folder) / f"rank{trainer.args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

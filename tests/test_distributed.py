@@ -1,0 +1,77 @@
+"""Two processes on the CPU: the same run as one process with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"],
+    # Two processes on the CPU; with `--cpu` it starts one, unless there is MPI.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+                   "--mixed_precision=no", "--dynamo_backend=no"],
+}  # fmt: skip
+
+
+def launch(launcher: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore"]
+    if launcher is not None:
+        module, *options = LAUNCHERS[launcher]
+        port = "--main_process_port" if "accelerate" in launcher else "--master_port"
+        command += ["-m", module, *options, f"{port}={free_port()}"]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    return subprocess.run(
+        [*command, str(HERE / "distributed_run.py"), *arguments],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def seen(folder: Path, rank: int) -> dict:
+    return torch.load(folder / f"rank{rank}.pt")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "preset", "taught"),
+    [("torchrun", "default", "alone"), ("accelerate", "paper", "taught")],
+)
+def test_two_processes_are_one_with_the_same_batch(launcher, preset, taught, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, starter, rows in ((one, None, "8"), (two, launcher, "4")):
+        folder.mkdir()
+        done = launch(starter, str(folder), preset, taught, rows)
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, first, second = seen(one, 0), seen(two, 0), seen(two, 1)
+    assert (alone["processes"], first["processes"]) == (1, 2)
+    assert len(first["masks"]) == 24
+    assert torch.equal(first["masks"], second["masks"])
+    assert torch.equal(first["masks"], alone["masks"])
+    assert first["weights"].keys() == alone["weights"].keys()
+    for name, tensor in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], tensor, rtol=1e-5, atol=1e-7)
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+    ours = (
+        "pruning_report",
+        "_step1_teacher",
+        "README",
+        "model.safetensors",
+        "config.json",
+        "_partial",
+        "/model",
+    )
+    assert any(name in path for path in first["wrote"] for name in ours)
+    assert [path for path in second["wrote"] for name in ours if name in path] == []

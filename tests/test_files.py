@@ -1,0 +1,203 @@
+"""Full disks, read-only folders, damaged files: what was there stays whole, and the error says so."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from conftest import assert_same_outputs, make_batch, make_model, make_trainer, prune
+from fuzz.__main__ import CORPUS, fuzz
+from hf_mlprune import PruningCallback, PruningConfig, shrink
+from hf_mlprune.modeling.checkpoint import PARTIAL, WEIGHTS
+
+ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from conftest import assert_same_outputs, make_batch, make_model, prune
+from hf_mlprune import PruningConfig, shrink
+from transformers import AutoModelForSequenceClassification
+disk = Path(sys.argv[1])
+
+def pruned(seed, **sizes):
+    model = make_model(seed=seed, **sizes)
+    prune(model, PruningConfig.create(0.3))
+    shrink(model)
+    return model
+
+first = pruned(0)
+first.save_pretrained(disk / "model")
+names = sorted(path.name for path in (disk / "model").iterdir())
+second = pruned(1, vocab_size=8000)
+try:
+    second.save_pretrained(disk / "model")
+except Exception as error:
+    message = f"{type(error).__name__}: {error}"
+else:
+    raise SystemExit("it fitted")
+assert "o space left" in message, message
+assert sorted(path.name for path in (disk / "model").iterdir()) == names
+loaded = AutoModelForSequenceClassification.from_pretrained(disk / "model")
+assert_same_outputs(first, loaded, make_batch())
+from hf_mlprune.files import write_json
+from conftest import make_trainer
+write_json(disk / "report.json", {"a": 1})
+(disk / "fill").write_bytes(b"x" * 100)
+try:
+    write_json(disk / "report.json", {"a": "x" * 2_000_000})
+except OSError as error:
+    assert "o space left" in str(error), error
+else:
+    raise SystemExit("it fitted")
+assert (disk / "report.json").read_text().split() == ['{', '"a":', '1', '}']
+assert not list(disk.glob(".report*"))
+"""
+
+
+def run_on_disk(tmp_path: Path, text: str, options: str) -> None:
+    """Run a script with a small tmpfs, mounted in a namespace of its own."""
+    unshare = shutil.which("unshare")
+    if (
+        unshare is None
+        or subprocess.run([unshare, "-rm", "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("this system lets nobody mount a disk")
+    script, disk = tmp_path / "script.py", tmp_path / "disk"
+    script.write_text(text)
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o {options} tmpfs "{disk}" && exec "$@"'
+    python = [sys.executable, "-W", "ignore", str(script), str(disk), str(Path(__file__).parent)]
+    done = subprocess.run(
+        [unshare, "-rm", "sh", "-c", mount, "sh", *python],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    run_on_disk(tmp_path, ON_A_FULL_DISK, "size=600k")
+
+
+READ_ONLY = """
+import subprocess
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from conftest import make_model, make_trainer, prune
+from hf_mlprune import PruningCallback, PruningConfig, shrink
+disk = Path(sys.argv[1])
+model = make_model()
+prune(model, PruningConfig.create(0.3))
+shrink(model)
+try:
+    model.save_pretrained(disk / "model")
+except OSError as error:
+    assert "Read-only" in str(error), error
+else:
+    raise SystemExit("it could be written")
+def remount(how):
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+remount("rw")
+trainer = make_trainer(disk / "run", make_model(), PruningCallback(density=0.3))
+remount("ro")
+try:
+    trainer.train()
+except OSError as error:
+    assert "expected a folder that can be written" in str(error), error
+    assert trainer.state.global_step == 0
+else:
+    raise SystemExit("it trained")
+"""
+
+
+def test_a_read_only_folder_is_refused_before_the_first_step(tmp_path):
+    run_on_disk(tmp_path, READ_ONLY, "ro")
+
+
+def test_the_corpus_of_this_format_loads_and_computes_what_it_did():
+    """Checkpoints that an earlier state of this library wrote: the contract with their owners."""
+    folders = [path for path in CORPUS.iterdir() if path.is_dir()]
+    assert len(folders) == 3
+    for folder in folders:
+        rows = (CORPUS / f"{folder.name}.txt").read_text().splitlines()
+        expected = torch.tensor([[float(value) for value in row.split()] for row in rows])
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**make_batch()).logits, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_damaged_checkpoints_are_refused_or_loaded_whole():
+    """A short run; `python -m fuzz` in tests/ is the long one."""
+    outcomes = fuzz(400, seed=1_000_000)
+    assert outcomes["ValueError"] > 100
+    assert outcomes["loaded"] > 10
+
+
+def pruned_model(seed: int = 0, density: float = 0.3):
+    model = make_model(seed=seed)
+    prune(model, PruningConfig.create(density))
+    shrink(model)
+    return model
+
+
+def test_saving_over_shards_leaves_one_model(tmp_path):
+    first, second = pruned_model(0), pruned_model(1)
+    first.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
+    (tmp_path / "notes.txt").write_text("mine")
+    second.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if WEIGHTS.fullmatch(path.name)] == ["model.safetensors"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert_same_outputs(second, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
+    first.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert_same_outputs(first, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
+    assert not (tmp_path / PARTIAL).exists()
+
+
+def test_what_a_killed_process_left_is_not_in_the_way(tmp_path):
+    (tmp_path / PARTIAL).mkdir()
+    (tmp_path / PARTIAL / "model.safetensors").write_bytes(b"half")
+    model = pruned_model()
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / PARTIAL).exists()
+    assert_same_outputs(model, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
+
+
+def test_config_and_weights_of_two_models_are_told_apart(tmp_path):
+    first, second = pruned_model(0), pruned_model(1)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    assert first.config.structure != second.config.structure
+    shutil.copy(tmp_path / "first" / "config.json", tmp_path / "second")
+    with pytest.raises(ValueError, match=r"of two models|are not of the same model"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "second")
+
+
+def test_links_as_in_a_hub_cache_work(tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path / "blobs", max_shard_size="30KB")
+    (tmp_path / "snapshot").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "snapshot")
+    assert_same_outputs(model, loaded, make_batch())
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "model").write_text("a file")
+    with pytest.raises(NotADirectoryError, match="expected a folder, got the file"):
+        pruned_model().save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "a file"
+
+
+def test_an_evaluation_needs_no_folder_that_can_be_written(tmp_path):
+    trainer = make_trainer(tmp_path / "never", make_model(), PruningCallback(density=0.3))
+    trainer.evaluate()
