@@ -81,11 +81,9 @@ def test_training_arguments(changes, taught, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "stable_adamw"],
+    ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"],
 )
 def test_optimizers(name, tmp_path):
-    if name == "stable_adamw":
-        pytest.importorskip("optimi")
     trainer = make_trainer(tmp_path, make_model(), callback(), optim=name)
     trainer.train()
     assert_pruned(trainer)

@@ -14,8 +14,8 @@ from .masked import MaskedLinear, PruningState
 
 SITES = ("heads", "attention_output", "fc1", "fc2")
 
-#: Dense products of many tokens lose up to a third of their speed where outputs are no multiple of 8
-#: (docs/architecture.md); the block-sparse one computes 16 rows at once.
+#: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
+#: block-sparse one computes 16 rows at once.
 ROW_GROUP = 16
 #: Sites of fewer rows are landed row by row: a group would be too coarse a unit.
 GROUPED_FROM = 32 * ROW_GROUP

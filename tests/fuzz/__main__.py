@@ -75,9 +75,12 @@ def try_one(folder: Path) -> str:
         outcome = f"Auto class: {type(error).__name__}"
     else:
         check_whole(model, folder)
-        with torch.no_grad():
-            model(input_ids=torch.arange(1, 9)[None])
         outcome = "loaded"
+        try:
+            with torch.no_grad():
+                model(input_ids=torch.arange(1, 9)[None])
+        except Exception as error:
+            raise Wrong(f"loaded, but does not compute: {error!r:.300}") from error
     if time.monotonic() - started > MOST_SECONDS:
         raise Wrong(f"took {time.monotonic() - started:.0f} s")
     return outcome

@@ -216,5 +216,5 @@ class BlockSparseLinear(nn.Module):
 
 def scatter_rows(y: Tensor, row_indices: Tensor, size: int) -> Tensor:
     """Write kept output features to their places among zeros: ``(..., rows)`` to ``(..., size)``."""
-    # Not `index_copy`, which walks its index once per token and takes up to a third of the product's time.
+    # Not `index_copy`, which walks its index once per token and takes far longer.
     return y.new_zeros(*y.shape[:-1], size).scatter(-1, row_indices.expand_as(y), y)

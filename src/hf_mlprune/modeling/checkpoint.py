@@ -62,8 +62,9 @@ def check_config(data: Mapping[str, Any]) -> None:
     if data.get("num_hidden_layers", 1) * width > MAX_UNITS:
         raise ValueError(f"config.json: expected at most {MAX_UNITS} heads and rows of all layers together")
     for name in NUMBERS:
-        if type(data.get(name, 0.0)) not in (int, float):
-            raise ValueError(f"config.json: {name}: expected a number, got {data[name]!r:.80}")
+        number = data.get(name, 0.0)
+        if type(number) not in (int, float) or not 0 <= number <= 1:
+            raise ValueError(f"config.json: {name}: expected a number from 0 to 1, got {number!r:.80}")
     activation, padding = data.get("hidden_act", "gelu"), data.get("pad_token_id")
     if isinstance(activation, str) and activation not in ACT2FN:
         raise ValueError(
