@@ -34,7 +34,8 @@ def launch(launcher: str | None, *arguments: str) -> subprocess.CompletedProcess
         module, *options = LAUNCHERS[launcher]
         port = "--main_process_port" if "accelerate" in launcher else "--master_port"
         command += ["-m", module, *options, f"{port}={free_port()}"]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
         [*command, str(HERE / "distributed_run.py"), *arguments],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from conftest import assert_same_outputs, make_batch, make_model, make_trainer, 
 from fuzz.__main__ import CORPUS, fuzz
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.modeling.checkpoint import PARTIAL, WEIGHTS
+from hf_mlprune.modeling.structure import fingerprint, format_ranges, parse_ranges
 
 ON_A_FULL_DISK = """
 import sys
@@ -179,6 +181,39 @@ def test_config_and_weights_of_two_models_are_told_apart(tmp_path):
     shutil.copy(tmp_path / "first" / "config.json", tmp_path / "second")
     with pytest.raises(ValueError, match=r"of two models|are not of the same model"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "second")
+
+
+def test_a_config_of_other_heads_is_told_apart_from_the_weights(tmp_path):
+    """Of the same shapes throughout: only the fingerprint knows."""
+    model = make_model()
+    prune(model, PruningConfig.create(0.8, levels=("heads",)))
+    shrink(model)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    layer = next(layer for layer in config["structure"]["layers"] if layer["heads"] != "0-3")
+    kept = parse_ranges("heads", layer["heads"], 4)
+    layer["heads"] = format_ranges(tuple(sorted((head + 1) % 4 for head in kept)))
+    config["structure"]["fingerprint"] = fingerprint(config["structure"])
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="config and weights are not of the same model"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../{shard}", "{folder}/../{shard}", "sub/{shard}"])
+def test_an_index_cannot_name_files_elsewhere(name, tmp_path):
+    """Though they are there, and whole."""
+    folder = tmp_path / "model"
+    pruned_model().save_pretrained(folder, max_shard_size="30KB")
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    (folder / "sub").mkdir()
+    for elsewhere in (tmp_path, folder / "sub"):
+        shutil.copy(shard, elsewhere)
+    index = folder / "model.safetensors.index.json"
+    text = index.read_text().replace(shard.name, name.format(shard=shard.name, folder=folder))
+    index.write_text(text)
+    with pytest.raises(ValueError, match="expected names of files beside it"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
 
 
 def test_links_as_in_a_hub_cache_work(tmp_path):

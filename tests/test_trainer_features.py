@@ -179,35 +179,31 @@ SCRIPTS = {
 }
 
 
+def first_gradient(folder, script, *, teacher, **settings):
+    """dL/dW of the classifier in the first step."""
+    model, gradients = make_model().double(), []
+    model.classifier.weight.register_hook(gradients.append)
+    changes = dict(SCRIPTS[script]) if script else {}
+    kind, loss = changes.pop("kind", Trainer), changes.pop("loss", None)
+    trainer = kind(
+        model=model, args=training_arguments(folder, **changes), train_dataset=make_dataset(),
+        compute_loss_func=loss, callbacks=[callback(teacher=teacher, **settings)],
+    )  # fmt: skip
+    trainer.train()
+    return gradients[0]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_losses_of_the_script_are_taught_once(script, tmp_path):
     """The gradient is α x the script's + (1 - α) x the distillation's: checked by turning each off."""
-    changes = SCRIPTS[script]
-    first = {}
-    for name, teacher, weights in (
-        ("alone", None, {}),
-        ("task", make_model(seed=3).double(), {"task_weight": 1.0}),
-        ("taught", make_model(seed=3).double(), {"task_weight": 0.25}),
-        ("teacher", make_model(seed=3).double(), {"task_weight": 0.0}),
-    ):
-        model, gradients = make_model().double(), []
-        hook = model.classifier.weight.register_hook(gradients.append)
-        kind = changes.get("kind", Trainer)
-        arguments = {k: v for k, v in changes.items() if k not in ("kind", "loss")}
-        trainer = kind(
-            model=model,
-            args=training_arguments(tmp_path / name, **arguments),
-            train_dataset=make_dataset(),
-            compute_loss_func=changes.get("loss"),
-            callbacks=[PruningCallback(density=0.3, teacher=teacher, **weights)],
-        )
-        trainer.train()
-        hook.remove()
-        first[name] = gradients[0]
-    torch.testing.assert_close(first["task"], first["alone"])
-    mixture = 0.25 * first["alone"] + 0.75 * first["teacher"]
-    torch.testing.assert_close(first["taught"], mixture)
-    assert not torch.allclose(first["teacher"], first["alone"], rtol=0.1)
+    teacher = make_model(seed=3).double()
+    alone = first_gradient(tmp_path, script, teacher=None)
+    task = first_gradient(tmp_path, script, teacher=teacher, task_weight=1.0)
+    taught = first_gradient(tmp_path, script, teacher=teacher, task_weight=0.25)
+    stock = first_gradient(tmp_path, None, teacher=teacher, task_weight=0.0)
+    torch.testing.assert_close(task, alone)
+    torch.testing.assert_close(taught, 0.25 * alone + 0.75 * stock)
+    assert not torch.allclose(stock, alone, rtol=0.1)
 
 
 @pytest.mark.parametrize("taught", [False, True])
