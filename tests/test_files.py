@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from conftest import assert_same_outputs, make_batch, make_model, make_trainer, prune
 from fuzz.__main__ import CORPUS, fuzz
 from hf_mlprune import PruningCallback, PruningConfig, shrink
-from hf_mlprune.modeling.checkpoint import PARTIAL, WEIGHTS
+from hf_mlprune.config import LEVELS
+from hf_mlprune.modeling.checkpoint import PARTIAL, WHOLE, weight_files
 from hf_mlprune.modeling.structure import fingerprint, format_ranges, parse_ranges
 
 ON_A_FULL_DISK = """
@@ -93,6 +94,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from conftest import make_model, make_trainer, prune
 from hf_mlprune import PruningCallback, PruningConfig, shrink
+from hf_mlprune.config import LEVELS
 disk = Path(sys.argv[1])
 model = make_model()
 prune(model, PruningConfig.create(0.3))
@@ -155,7 +157,8 @@ def test_saving_over_shards_leaves_one_model(tmp_path):
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
     (tmp_path / "notes.txt").write_text("mine")
     second.save_pretrained(tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if WEIGHTS.fullmatch(path.name)] == ["model.safetensors"]
+    names = [path.name for path in tmp_path.iterdir()]
+    assert list(filter(weight_files(None).fullmatch, names)) == ["model.safetensors"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert_same_outputs(second, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
     first.save_pretrained(tmp_path, max_shard_size="30KB")
@@ -171,6 +174,88 @@ def test_what_a_killed_process_left_is_not_in_the_way(tmp_path):
     model.save_pretrained(tmp_path)
     assert not (tmp_path / PARTIAL).exists()
     assert_same_outputs(model, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
+
+
+def test_variants_live_side_by_side_and_replace_their_own(tmp_path):
+    first, second = pruned_model(0), pruned_model(0)
+    with torch.no_grad():
+        second.classifier.bias += 1
+
+    def loaded(**options):
+        return AutoModelForSequenceClassification.from_pretrained(tmp_path, **options)
+
+    first.save_pretrained(tmp_path)
+    for options in ({}, {"max_shard_size": "30KB"}, {}):
+        for model in (first, second):
+            model.save_pretrained(tmp_path, variant="fp16", **options)
+            assert torch.equal(loaded(variant="fp16").classifier.bias, model.classifier.bias)
+            assert torch.equal(loaded().classifier.bias, first.classifier.bias)
+    names = [path.name for path in tmp_path.iterdir()]
+    assert list(filter(weight_files("fp16").fullmatch, names)) == ["model.fp16.safetensors"]
+
+
+def test_a_folder_in_which_one_model_was_replacing_another_is_refused(tmp_path, monkeypatch):
+    first, second = pruned_model(0), pruned_model(0)
+    first.save_pretrained(tmp_path, max_shard_size="30KB")
+    replace = Path.replace
+
+    def fail(path, target):
+        if path.name.startswith("model-00002"):
+            raise OSError("input/output error")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="input/output error"):
+            second.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert (tmp_path / WHOLE).is_dir()
+    with pytest.raises(ValueError, match="files of two models stand side by side; save the model again"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    second.save_pretrained(tmp_path)
+    assert_same_outputs(second, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "5", "{"])
+def test_a_damaged_report_is_named(text, tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "pruning_report.json").write_text(text)
+    with pytest.raises(ValueError, match=r"pruning_report.json: expected JSON"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_arguments_by_position_as_in_transformers(tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path, True, model.state_dict())
+    assert_same_outputs(model, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
+
+
+def test_frozen_layers_stay_frozen():
+    model = make_model()
+    for parameter in model.bert.encoder.layer[0].parameters():
+        parameter.requires_grad_(False)
+    prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=(8, 4)))
+    shrink(model)
+    assert not any(p.requires_grad for p in model.bert.encoder.layer[0].parameters())
+    assert all(p.requires_grad for p in model.bert.encoder.layer[1].parameters())
+
+
+def test_an_edited_checkpoint_in_the_middle_of_training_is_refused(tmp_path):
+    trainer = make_trainer(
+        tmp_path, make_model(), PruningCallback(density=0.3), save_strategy="steps", save_steps=12
+    )
+    trainer.train()
+    folder = tmp_path / "checkpoint-12"
+    path = folder / "config.json"
+    text = path.read_text()
+    for field, value, message in (
+        ("intermediate_size", 10_000_000, "intermediate_size: expected 1 to"),
+        ("intermediate_size", 96, "expected the shape"),
+        ("pruning", 5, "pruning: expected an object"),
+    ):
+        path.write_text(json.dumps({**json.loads(text), field: value}))
+        with pytest.raises(ValueError, match=message):
+            AutoModelForSequenceClassification.from_pretrained(folder)
 
 
 def test_config_and_weights_of_two_models_are_told_apart(tmp_path):

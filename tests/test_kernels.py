@@ -23,6 +23,7 @@ from hf_mlprune.config import LEVELS
 from hf_mlprune.kernels import block_sparse_linear, explain, packed
 from hf_mlprune.kernels.dispatch import why_dense
 from hf_mlprune.kernels.operation import WHY_NOT
+from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +193,36 @@ def test_calls_from_many_threads():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def test_no_layout_changes_under_an_optimizer(tmp_path):
+    """A fused optimizer walks weight and moments side by side in memory."""
+    pruned_model().half().save_pretrained(tmp_path)
+
+    def trained(fused, look):
+        student = PrunedBertForSequenceClassification.from_pretrained(tmp_path).float().train()
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2, fused=fused)
+        for step in range(6):
+            student(**make_batch(seed=step)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if look and step % 2:
+                student.eval()(**make_batch())
+                student.train()
+        return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+    expected = trained(fused=False, look=False)
+    for fused, look in ((False, True), (True, False), (True, True)):
+        torch.testing.assert_close(trained(fused, look), expected, rtol=0, atol=1e-3)
+
+
+@native
+def test_second_derivatives_are_refused():
+    matrix = random_matrix(32, 32, (16, 16), 0.5, torch.Generator().manual_seed(0))
+    x = torch.randn(4, 32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(block_sparse_linear(x, matrix).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @native

@@ -133,10 +133,33 @@ def test_an_incomplete_checkpoint_is_named_with_the_last_complete_one(name, dama
     assert f"checkpoint-16 is incomplete ({name}); the last complete one is" in caplog.text
     with pytest.raises(Exception, match=r"(?s).*") as raised:
         trainer.train(resume_from_checkpoint=True)
-    if name == "optimizer.pt" and damage == "missing":
+    if name in ("optimizer.pt", "scheduler.pt") and damage == "missing":
         # Trainer itself says nothing of it.
         assert isinstance(raised.value, ValueError)
-        assert "checkpoint-16 is incomplete (optimizer.pt); the last complete one is" in str(raised.value)
+        assert "resume: the checkpoint is incomplete (optimizer.pt or scheduler.pt)" in str(raised.value)
+        assert "checkpoint-8" in str(raised.value)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_checkpoint_of_another_folder_is_judged_by_itself(complete, tmp_path):
+    interrupted(tmp_path / "old")
+    interrupted(tmp_path / "new")
+    given, other = (tmp_path / name / "checkpoint-16" for name in ("old", "new"))
+    ((other if complete else given) / "optimizer.pt").unlink()
+    trainer = make_trainer(tmp_path / "new", make_model(), PruningCallback(0.3))
+    if complete:
+        trainer.train(resume_from_checkpoint=str(given))
+    else:
+        with pytest.raises(ValueError, match="with a fresh optimizer"):
+            trainer.train(resume_from_checkpoint=str(given))
+
+
+def test_an_optimizer_without_state_resumes(tmp_path):
+    for steps in (0, 8):
+        trainer = make_trainer(
+            tmp_path, make_model(), PruningCallback(0.3), save_strategy="steps", save_steps=8, optim="sgd"
+        )
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps}") if steps else None)
 
 
 def test_no_complete_checkpoint_at_all(tmp_path):

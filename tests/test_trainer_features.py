@@ -30,6 +30,14 @@ CHECKPOINTING = next(
 )
 
 
+FIELDS = {field.name for field in fields(TrainingArguments)}
+GROUPED = (
+    {"train_sampling_strategy": "group_by_length"}
+    if "train_sampling_strategy" in FIELDS
+    else {"group_by_length": True}
+)
+
+
 def callback(**changes) -> PruningCallback:
     return PruningCallback(**{"density": 0.3, **changes})
 
@@ -60,7 +68,7 @@ class Watch(TrainerCallback):
         {"max_grad_norm": 0.0},
         {"max_grad_norm": 1e-6},
         {"label_smoothing_factor": 0.1},
-        {"train_sampling_strategy": "group_by_length"},
+        GROUPED,
         {"auto_find_batch_size": True},
         {"gradient_accumulation_steps": 3},
         {"weight_decay": 0.1, "warmup_steps": 5},
@@ -145,6 +153,15 @@ class OwnLossOnBoth(Trainer):
         return (loss, out) if return_outputs else loss
 
 
+class OwnLossOnHiddenStates(Trainer):
+    """A term of the last hidden states on top."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        out = model(**inputs, output_hidden_states=True)
+        loss = out.loss + out.hidden_states[-1].square().mean()
+        return (loss, out) if return_outputs else loss
+
+
 def summed_loss(outputs, labels, num_items_in_batch=None):
     """A `compute_loss_func` as Trainer documents it: a sum over the number of items of the whole step."""
     loss = functional.cross_entropy(outputs["logits"], labels, reduction="sum")
@@ -174,15 +191,22 @@ SCRIPTS = {
     "own loss": {"kind": OwnLoss},
     "own loss, labels left in": {"kind": OwnLossWithLabels},
     "own term on top": {"kind": OwnLossOnBoth},
+    "own term of hidden states": {"kind": OwnLossOnHiddenStates},
     "loss function": {"loss": summed_loss},
     "label smoothing": {"label_smoothing_factor": 0.1},
 }
 
 
 def first_gradient(folder, script, *, teacher, **settings):
-    """dL/dW of the classifier in the first step."""
-    model, gradients = make_model().double(), []
-    model.classifier.weight.register_hook(gradients.append)
+    """dL/dW of the classifier and of a layer below it in the first step."""
+    model, gradients = make_model().double(), {}
+    watched = (model.classifier.weight, model.bert.encoder.layer[1].output.LayerNorm.weight)
+    for place, weight in enumerate(watched):
+
+        def note(gradient, place=place):
+            gradients.setdefault(place, gradient.flatten().clone())
+
+        weight.register_hook(note)
     changes = dict(SCRIPTS[script]) if script else {}
     kind, loss = changes.pop("kind", Trainer), changes.pop("loss", None)
     trainer = kind(
@@ -190,7 +214,7 @@ def first_gradient(folder, script, *, teacher, **settings):
         compute_loss_func=loss, callbacks=[callback(teacher=teacher, **settings)],
     )  # fmt: skip
     trainer.train()
-    return gradients[0]
+    return torch.cat([gradients[0], gradients[1]])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -227,7 +251,9 @@ def test_accumulated_parts_are_the_whole_batch(script, taught, tmp_path):
 def test_a_script_that_uses_none_of_the_outputs_is_told(tmp_path):
     class Mine(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return model(**inputs, output_hidden_states=True).hidden_states[1].square().mean()
+            model(**inputs)
+            first = model.bert.encoder.layer[0]
+            return first(model.bert.embeddings(inputs["input_ids"])).square().mean()
 
     trainer = Mine(
         model=make_model(), args=training_arguments(tmp_path), train_dataset=make_dataset(),
@@ -284,13 +310,14 @@ def test_batches_of_different_lengths(tmp_path):
         }
 
     trainer = Trainer(
-        model=make_model(), args=training_arguments(tmp_path, train_sampling_strategy="group_by_length"),
+        model=make_model(), args=training_arguments(tmp_path, **GROUPED),
         train_dataset=rows, data_collator=collate, callbacks=[callback(teacher=make_model(seed=3))],
     )  # fmt: skip
     trainer.train()
     assert_pruned(trainer)
 
 
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable")
 def test_early_stopping_best_model_and_other_callbacks_together(tmp_path):
     watch = Watch()
     trainer = make_trainer(

@@ -140,7 +140,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             check_writable(Path(args.output_dir))
         if state.global_step:
-            check_complete(args, state.global_step)
+            check_complete(args, optimizer)
         if state.global_step and not is_attached(model):
             raise ValueError(
                 "the checkpoint was loaded before the model had masks (a model from `model_init`, or a "

@@ -82,6 +82,7 @@ class Distiller:
     loss_count: int = 0
     _handles: list[RemovableHandle] = field(default_factory=list)
     _items: Any = None
+    _asked: set[str] = field(default_factory=set)
     _carried: int = 0
     _arrived: int = 0
     _attention: list[tuple[PreTrainedModel, str]] = field(default_factory=list)
@@ -139,6 +140,15 @@ class Distiller:
         self._items = kwargs.pop("num_items_in_batch", None)
         if self.teacher is None:
             return args, kwargs
+        # Only what the script asked for can be in its loss.
+        self._asked = {
+            name
+            for name, switch in (
+                ("hidden_states", "output_hidden_states"),
+                ("attentions", "output_attentions"),
+            )
+            if kwargs.get(switch, getattr(module.config, switch, False))
+        }
         kwargs["return_dict"] = True
         if self.config.hidden_weight:
             kwargs["output_hidden_states"] = True
@@ -162,11 +172,19 @@ class Distiller:
             return out
         self._carried += 1
         alpha, once = self.config.task_weight, _Once(self._note_arrival)
+        scale = self._part() if self.smoothed else 1.0
+
+        def carry(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(carry, value))
+            if not isinstance(value, Tensor) or not value.requires_grad:
+                return value
+            # Trainer's own factors are in the gradient of the script's loss, which is not seen here.
+            return _Carry.apply(value, aux, alpha * scale, (1 - alpha) / self.accumulation, once)  # type: ignore[no-untyped-call]
+
         for name, value in list(out.items()):
-            if name != "loss" and isinstance(value, Tensor) and value.requires_grad:
-                scale = self._part() if self.smoothed else 1.0
-                # Trainer's own factors are in the gradient of the script's loss, which is not seen here.
-                out[name] = _Carry.apply(value, aux, alpha * scale, (1 - alpha) / self.accumulation, once)  # type: ignore[no-untyped-call]
+            if name != "loss" and not (isinstance(value, tuple) and name not in self._asked):
+                out[name] = carry(value)
         if out.get("loss") is not None:
             weight, task = self._share(kwargs, out["loss"])
             # Tokens without a label are taught, too.

@@ -10,12 +10,21 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertModel,
+    PreTrainedModel,
+)
 
 from .anatomy import anatomy
 from .attaching import auto_class_name, kinds_of
 from .config import PruningConfig
 from .modeling.bert import unloaded_keys
+
+#: Models of whose config `num_labels` and `id2label` say nothing.
+UNLABELLED = (BertModel, BertForMaskedLM, BertForMultipleChoice, BertForQuestionAnswering)
 
 Positions = tuple[tuple[int, ...], ...]
 
@@ -87,10 +96,13 @@ def _check_head(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
 
 
 def _check_labels(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    for name in ("vocab_size", "num_labels"):
+    labelled = not isinstance(student, UNLABELLED)
+    for name in ("vocab_size", "num_labels") if labelled else ("vocab_size",):
         theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
         if theirs != ours:
             raise ValueError(f"teacher: expected {name}={ours} as in the student, got {theirs}")
+    if not labelled:
+        return
     labels = [
         {int(index): label for index, label in (model.config.id2label or {}).items()}
         for model in (teacher, student)

@@ -14,7 +14,7 @@ from .budget import block_weights, structure_weights
 from .config import PruningConfig
 from .gates import Gate, GateOf
 from .modeling.block_sparse import BlockSparseLinear, scatter_rows
-from .modeling.pruned import RowScatterLinear, SmallLinear, separate_activation
+from .modeling.pruned import RowScatterLinear, SmallLinear, copy_frozen, separate_activation
 from .modeling.structure import ROLES, LayerSizes, LayerStructure, grid_shape
 
 STATE_NAME = "pruning"
@@ -292,4 +292,5 @@ def _densified(linear: BlockSparseLinear) -> nn.Linear:
     plain.weight.copy_(dense)
     if linear.bias is not None and plain.bias is not None:
         plain.bias.copy_(linear.bias)
+    copy_frozen(linear, plain)
     return plain

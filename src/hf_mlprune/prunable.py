@@ -25,6 +25,7 @@ from .loop import reset_state
 from .masked import STATE_NAME, PruningState, insert_masks
 from .methods import make_method
 from .modeling import bert as pruned
+from .modeling.checkpoint import check_config
 from .modeling.pruned import apply_structure
 from .modeling.structure import fingerprint
 
@@ -86,6 +87,9 @@ class PrunableBertConfig(BertConfig):
         A field of the stored config that is named like a setting stays what it was: a field.
         """
         settings, data = _take_settings(kwargs), dict(config_dict)
+        check_config(data)
+        if not isinstance(data.get("pruning") or {}, dict):
+            raise ValueError(f"config.json: pruning: expected an object, got {data['pruning']!r:.80}")
         _check_spelling(kwargs)
         fields = _take_settings(data)
         if settings:
@@ -167,6 +171,10 @@ class PrunableBertMixin(PreTrainedModel):
         Raises:
             ValueError: an encoder weight or some of the masks are missing or of another size.
         """
+        config = kwargs.get("config")
+        if args and isinstance(config, PrunableBertConfig) and cls.__name__ in (config.architectures or ()):
+            # Of a run of ours: whole, or refused. Others may bring a dense model in any form.
+            pruned.check_files(cls, args[0], kwargs, not_stored=STATE_NAME)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         unloaded = pruned.unloaded_keys(info)
         broken = sorted(key for key in unloaded if "encoder.layer." in key)

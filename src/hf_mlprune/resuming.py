@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -79,16 +80,20 @@ def _incomplete(folder: Path, missing: list[str]) -> str:
     return f"resume: checkpoint {folder} is incomplete ({', '.join(missing)}); {advice}"
 
 
-def check_complete(args: TrainingArguments, step: int) -> None:
-    """Refuse to go on from a checkpoint that Trainer loaded in part.
+def check_complete(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse to go on from a checkpoint that Trainer loaded in part: it says nothing of a missing optimizer.
 
     Raises:
-        ValueError: of the checkpoint of this step in ``output_dir``, a file is missing or cut off.
+        ValueError: the optimizer of a resumed run has no state, though its kind keeps one.
     """
-    folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-    missing = missing_parts(folder) if folder.is_dir() else []
-    if missing:
-        raise ValueError(_incomplete(folder, missing))
+    if optimizer.state or optimizer.defaults.get("momentum") == 0:
+        return
+    last = last_complete_checkpoint(args.output_dir)
+    raise ValueError(
+        "resume: the checkpoint is incomplete (optimizer.pt or scheduler.pt), so that the run would go on "
+        "with a fresh optimizer; runs with save_only_model=True cannot be resumed. The last complete "
+        f"checkpoint in {args.output_dir}: {last or 'none; start the run anew'}"
+    )
 
 
 def find_step1_teacher(args: TrainingArguments) -> str:

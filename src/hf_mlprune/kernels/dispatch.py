@@ -54,10 +54,13 @@ class NativeProduct:
     """What :class:`BlockSparseLinear` calls; see there."""
 
     def prepare(self, linear: BlockSparseLinear) -> None:
-        """Lay a layer's blocks out for the native code, once; say once if there is none."""
-        if WHY_NOT:
+        """Lay a layer's blocks out for the native code, once; say once if there is none.
+
+        In training mode, too: it must not happen between two steps of an optimizer.
+        """
+        if WHY_NOT and not linear.training:
             logger.warning_once(f"block-sparse layers are multiplied as dense ones: {WHY_NOT}")
-        elif not why_dense(linear) and not linear.weight.transpose(1, 2).is_contiguous():
+        if not linear.weight.transpose(1, 2).is_contiguous():
             linear.weight.data = packed(linear.weight.data)
 
     def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:

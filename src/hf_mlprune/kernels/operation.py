@@ -149,6 +149,7 @@ class _Differentiable(torch.autograd.Function):
         )
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, values, crow_indices, col_indices, bias, row_indices = ctx.saved_tensors  # type: ignore[attr-defined]
         if row_indices is not None:

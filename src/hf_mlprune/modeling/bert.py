@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -25,6 +26,7 @@ from .checkpoint import (
     HUB_ARGUMENTS,
     check_config,
     check_stored,
+    check_whole,
     stored_tensors,
     write_checkpoint,
     write_text,
@@ -110,6 +112,47 @@ def unloaded_keys(info: dict[str, Any]) -> set[str]:
     return set(info["missing_keys"]) | mismatched
 
 
+def check_files(
+    model_class: type[PreTrainedModel],
+    source: str | os.PathLike[str],
+    kwargs: dict[str, Any],
+    not_stored: str | None = None,
+) -> None:
+    """Compare a checkpoint's headers with the model that its config describes, before either takes memory.
+
+    Args:
+        model_class: what is loaded.
+        source: a folder, or a hub name.
+        kwargs: of ``from_pretrained``.
+        not_stored: part of the names of tensors that a checkpoint need not have.
+
+    Raises:
+        ValueError: a file is damaged, or does not belong to the others.
+        OSError: there are no weights of safetensors.
+    """
+    check_whole(Path(source))
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    config = kwargs.get("config")
+    if not isinstance(config, model_class.config_class):
+        config = model_class.config_class.from_pretrained(source if config is None else config, **hub)
+    stored = stored_tensors(source, kwargs.get("variant"), hub)
+    with torch.device("meta"):
+        model = model_class(config)
+        model.tie_weights()
+    tensors = model.state_dict()
+    # A tied weight is stored under the first of its names; an encoder may be saved without its pooler.
+    optional = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
+    optional |= {name for name in tensors if name.startswith("pooler.") and name not in stored}
+    optional |= {name for name in tensors if not_stored is not None and not_stored in name}
+    check_stored(
+        stored,
+        {name: tensor for name, tensor in tensors.items() if name not in optional},
+        model_class.base_model_prefix,
+        whole=model_class.__name__ in (config.architectures or ()),
+        ignore_heads=bool(kwargs.get("ignore_mismatched_sizes")),
+    )
+
+
 class PrunedBertMixin(PreTrainedModel):
     """Builds the small layers, checks what was loaded, and saves the report beside the weights."""
 
@@ -139,7 +182,7 @@ class PrunedBertMixin(PreTrainedModel):
         """
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if source is not None and kwargs.get("state_dict") is None:
-            cls._check_files(source, kwargs)
+            check_files(cls, source, kwargs)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         broken = sorted(key for key in unloaded_keys(info) if "encoder.layer." in key)
         if broken:
@@ -156,40 +199,22 @@ class PrunedBertMixin(PreTrainedModel):
             model._read_notes(Path(source) / kwargs.get("subfolder", ""))
         return (model, info) if output_loading_info else model
 
-    @classmethod
-    def _check_files(cls, source: str | os.PathLike[str], kwargs: dict[str, Any]) -> None:
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        config = kwargs.get("config")
-        if not isinstance(config, cls.config_class):
-            config = cls.config_class.from_pretrained(source if config is None else config, **hub)
-        stored = stored_tensors(source, kwargs.get("variant"), hub)
-        with torch.device("meta"):
-            model = cls(config)
-        # A tied weight is stored under the first of its names; an encoder may be saved without its pooler.
-        shared = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-        optional = {name for name in model.state_dict() if name.startswith("pooler.") and name not in stored}
-        check_stored(
-            stored,
-            {key: tensor for key, tensor in model.state_dict().items() if key not in shared | optional},
-            cls.base_model_prefix,
-            whole=cls.__name__ in (config.architectures or ()),
-            ignore_heads=bool(kwargs.get("ignore_mismatched_sizes")),
-        )
-
     def _read_notes(self, folder: Path) -> None:
         """Take over a folder's report and card, so that they are saved again with the model."""
         report, card = folder / REPORT_FILE, folder / "README.md"
         if report.is_file():
             try:
-                self.pruning_report = json.loads(report.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{report}: expected JSON ({error}); restore it, or delete it") from None
+                self.pruning_report = dict(json.loads(report.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"{report}: expected JSON ({error!r:.200}); restore it, or delete it"
+                ) from None
         if card.is_file():
             text = card.read_text(encoding="utf-8", errors="replace")
             self.pruning_card = text if CARD_MARK in text else None
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """As in transformers; also writes the pruning report and card, if this model carries them.
 
@@ -199,6 +224,8 @@ class PrunedBertMixin(PreTrainedModel):
         Raises:
             OSError: the folder cannot be written; what was there before is untouched.
         """
+        names = list(inspect.signature(PreTrainedModel.save_pretrained).parameters)[3:]
+        kwargs |= dict(zip(names, args, strict=False))
         if not is_main_process:
             super().save_pretrained(save_directory, is_main_process, **kwargs)
             return
@@ -214,7 +241,9 @@ class PrunedBertMixin(PreTrainedModel):
             raise NotADirectoryError(f"save_pretrained: expected a folder, got the file {folder}")
         card = folder / "README.md"
         theirs = card.is_file() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace")
-        write_checkpoint(folder, write, keep={"README.md"} if theirs else set())
+        write_checkpoint(
+            folder, write, variant=kwargs.get("variant"), keep={"README.md"} if theirs else set()
+        )
         if self.pruning_report is None:
             (folder / REPORT_FILE).unlink(missing_ok=True)
         if self.pruning_card is None and not theirs:

@@ -99,7 +99,7 @@ class Accelerator(Protocol):
     """A faster product than that with the dense matrix."""
 
     def prepare(self, linear: BlockSparseLinear) -> None:
-        """Called when a layer is put into evaluation mode; may lay its blocks out anew in memory."""
+        """Called when a layer is put into a mode; may lay its blocks out anew in memory."""
 
     def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:
         """The output of a layer in evaluation mode, activated, or ``None`` to have it computed here."""
@@ -150,7 +150,10 @@ class BlockSparseLinear(nn.Module):
         self.scatter_size = scatter_size
         self.activation = "none"
         grid = grid_shape((out_features, in_features), block_shape)
-        self.weight = nn.Parameter(torch.empty(blocks, *block_shape).normal_(std=0.02))
+        # Each block transposed in memory, as `hf_mlprune.kernels` reads it: laid out anew under an optimizer,
+        # a weight would no longer match the optimizer's moments.
+        empty = torch.empty(blocks, block_shape[1], block_shape[0]).transpose(1, 2)
+        self.weight = nn.Parameter(empty.normal_(std=0.02))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         # Some valid layout of this many blocks; a checkpoint or `set_matrix` brings the real one.
         crow = (torch.arange(grid[0] + 1) * grid[1]).clamp(max=blocks)
@@ -180,7 +183,7 @@ class BlockSparseLinear(nn.Module):
         """
         self._dense = None
         super().train(mode)
-        if self.accelerator is not None and not mode:
+        if self.accelerator is not None:
             self.accelerator.prepare(self)
         return self
 

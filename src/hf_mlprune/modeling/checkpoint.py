@@ -18,8 +18,6 @@ from transformers.utils import cached_file
 
 from .pruned import FINGERPRINT
 
-#: Weight files, of which a folder holds those of one model.
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 #: Longest header that safetensors reads.
 MAX_HEADER = 100_000_000
 #: What the hub is asked with; the others are the model's.
@@ -28,6 +26,8 @@ HUB_ARGUMENTS = (
 )  # fmt: skip
 #: The underscore keeps it out of hub uploads of Trainer, should a process be killed while it is there.
 PARTIAL = "_partial_checkpoint"
+#: What :data:`PARTIAL` is called once it is whole, while its files replace those of the folder.
+WHOLE = "_whole_checkpoint"
 
 
 #: Sizes in a config, and the largest that is taken for one: what is built before the weights are read.
@@ -42,6 +42,7 @@ SIZES = {
 }
 #: Most heads and rows of all layers together.
 MAX_UNITS = 2**22
+BOOLEANS = ("is_decoder", "add_cross_attention", "output_hidden_states", "output_attentions", "return_dict")
 NUMBERS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
 
 
@@ -66,7 +67,7 @@ def check_config(data: Mapping[str, Any]) -> None:
         if type(number) not in (int, float) or not 0 <= number <= 1:
             raise ValueError(f"config.json: {name}: expected a number from 0 to 1, got {number!r:.80}")
     activation, padding = data.get("hidden_act", "gelu"), data.get("pad_token_id")
-    if isinstance(activation, str) and activation not in ACT2FN:
+    if not callable(activation) and (not isinstance(activation, str) or activation not in ACT2FN):
         raise ValueError(
             f"config.json: hidden_act: expected the name of an activation, got {activation!r:.80}"
         )
@@ -83,6 +84,17 @@ def check_config(data: Mapping[str, Any]) -> None:
     code = data.get("auto_map") or {}
     if not isinstance(code, Mapping) or not all(isinstance(value, (str, list)) for value in code.values()):
         raise ValueError(f"config.json: auto_map: expected names of classes, got {code!r:.80}")
+    for name in BOOLEANS:
+        if data.get(name) not in (None, True, False):
+            raise ValueError(f"config.json: {name}: expected true or false, got {data[name]!r:.80}")
+    if data.get("is_decoder") or data.get("add_cross_attention"):
+        raise ValueError("config.json: expected an encoder, got is_decoder or add_cross_attention")
+    chunk = data.get("chunk_size_feed_forward", 0)
+    if type(chunk) is not int or chunk < 0:
+        raise ValueError(f"config.json: chunk_size_feed_forward: expected 0 or more, got {chunk!r:.80}")
+    architectures = data.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"config.json: architectures: expected names of classes, got {architectures!r:.80}")
     labels = data.get("num_labels", 1)
     if type(labels) is not int or not 0 <= labels <= 2**20:
         raise ValueError(f"config.json: num_labels: expected 0 to {2**20}, got {labels!r:.80}")
@@ -240,36 +252,64 @@ def check_stored(
             raise ValueError(f"{key}: expected {tensor.dtype}, got a tensor of another kind; {_ADVICE}")
 
 
-def write_checkpoint(folder: Path, write: Callable[[Path], None], *, keep: Collection[str] = ()) -> None:
+def write_checkpoint(
+    folder: Path, write: Callable[[Path], None], *, variant: str | None = None, keep: Collection[str] = ()
+) -> None:
     """Have a checkpoint written beside the files of a folder, and move it to them once it is whole.
 
-    Other files of the folder stay. A process killed between two moves leaves files of two models, which
-    their fingerprints tell apart at loading.
+    Other files of the folder stay. A process that dies between two moves leaves files of two models and a
+    folder :data:`WHOLE`, by which :func:`check_whole` knows.
 
     Args:
         folder: made, if it is not there.
         write: fills the folder that it is called with.
+        variant: see ``save_pretrained``; weights of other variants stay.
         keep: names of files in the folder that are not replaced.
 
     Raises:
         OSError: it could not be written; what was there before is untouched.
     """
-    partial = folder / PARTIAL
-    # What a killed process left.
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, whole = folder / PARTIAL, folder / WHOLE
+    for left in (partial, whole):
+        # Of a process that died; what it had is written again now.
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         write(partial)
-        names = sorted(path.name for path in partial.iterdir())
-        for name in names:
-            if name not in keep:
-                (partial / name).replace(folder / name)
-        for path in folder.iterdir():
-            # Shards of the model that was there before.
-            if WEIGHTS.fullmatch(path.name) and path.name not in names:
-                path.unlink()
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.replace(whole)
+    names = sorted(path.name for path in whole.iterdir())
+    for name in names:
+        if name not in keep:
+            (whole / name).replace(folder / name)
+    weights = weight_files(variant)
+    for path in folder.iterdir():
+        # Shards of the model that was there before.
+        if weights.fullmatch(path.name) and path.name not in names:
+            path.unlink()
+    shutil.rmtree(whole)
+
+
+def weight_files(variant: str | None) -> re.Pattern[str]:
+    """Names of the weight files of one variant, of which a folder holds those of one model."""
+    ending = re.escape(f".{variant}") if variant else ""
+    number = r"(-\d{5}-of-\d{5})?"
+    return re.compile(rf"model{ending}{number}\.safetensors|model\.safetensors\.index{ending}\.json")
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a folder in which one model was about to replace another.
+
+    Raises:
+        ValueError: says how to finish that.
+    """
+    if (folder / WHOLE).is_dir():
+        raise ValueError(
+            f"{folder}: a process died while it saved a model here, so that files of two models stand side "
+            f"by side; save the model again, or move the files of {folder / WHOLE} over those of the folder"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

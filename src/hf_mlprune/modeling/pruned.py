@@ -176,7 +176,16 @@ def build_linear(
         new = RowScatterLinear(columns, scatter, sizes.hidden_size, bias=bias)
     else:
         new = (nn.Linear if rows * columns else SmallLinear)(columns, rows, bias=bias)
-    return new.to(old.weight.device, old.weight.dtype).train(old.training)
+    new = new.to(old.weight.device, old.weight.dtype).train(old.training)
+    copy_frozen(old, new)
+    return new
+
+
+def copy_frozen(old: nn.Module, new: nn.Module) -> None:
+    """Freeze the weight and bias of a layer that stands for one in which they were frozen."""
+    wanted = dict(old.named_parameters(recurse=False))
+    for name, parameter in new.named_parameters(recurse=False):
+        parameter.requires_grad_(wanted[name].requires_grad)
 
 
 def _scatter_indices(role: str, kept: LayerStructure, sizes: LayerSizes) -> Tensor | None:
