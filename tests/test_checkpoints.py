@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import re
@@ -96,6 +97,17 @@ def test_the_entry_file_names_every_other_one():
     """transformers 5.0 copies only those for `trust_remote_code` from a local folder."""
     named = re.findall(r"^from \.(\w+) import", (MODELING / "bert.py").read_text(), re.MULTILINE)
     assert {f"{name}.py" for name in named} == CODE - {"bert.py"}
+
+
+def test_code_in_checkpoints_imports_torch_transformers_and_the_standard_library_only():
+    for name in CODE:
+        for node in ast.walk(ast.parse((MODELING / name).read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            for module in modules:
+                top = module.split(".")[0]
+                assert top in {"torch", "transformers"} | sys.stdlib_module_names, (name, module)
 
 
 def test_auto_classes_and_pipeline_load_it(folder):

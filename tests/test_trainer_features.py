@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 from torch.nn import functional
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 
 from conftest import (
     LABELS,
@@ -115,8 +115,6 @@ def test_optimizers(name, tmp_path):
     ],
 )
 def test_learning_rate_schedules(name, kwargs, tmp_path):
-    from transformers import SchedulerType
-
     if name not in {kind.value for kind in SchedulerType}:
         pytest.skip(f"this transformers has no schedule {name}")
     trainer = make_trainer(
@@ -125,6 +123,12 @@ def test_learning_rate_schedules(name, kwargs, tmp_path):
     )  # fmt: skip
     trainer.train()
     assert_pruned(trainer)
+
+
+def test_no_learning_rate_schedule_is_left_out():
+    marks = test_learning_rate_schedules.pytestmark
+    tested = {name for mark in marks if mark.name == "parametrize" for name, _ in mark.args[1]}
+    assert {kind.value for kind in SchedulerType} <= tested
 
 
 class OwnLoss(Trainer):
