@@ -79,12 +79,16 @@ def test_rows_of_large_sites_are_kept_in_groups_of_16_by_priority(seed, density)
     attach(model, PruningConfig.create(density, minimum_units=3))
     stage = StructuredStage(pruning_state(model))
     generator = torch.Generator().manual_seed(seed)
-    priorities = [torch.rand(live, generator=generator) for live in stage.live]
+    # Layers of very different worth: some keep no more than they must.
+    scales = 10.0 ** torch.randint(-3, 1, (len(stage.live),), generator=generator)
+    priorities = [
+        torch.rand(live, generator=generator) * scale for live, scale in zip(stage.live, scales, strict=True)
+    ]
     fitted = stage.fit(priorities, density, fill=False)
     masks = stage.fit(priorities, density, fill=True)
     rows = [index for index, (_, site) in enumerate(stage.places) if site == "fc1"]
     counts = [int(masks[index].sum()) for index in rows]
-    assert len([count for count in counts if count % 16 and count != 520]) <= 1
+    assert len([count for count in counts if count % 16 and count not in (3, 520)]) <= 1
     for index in rows:
         worth, keep = priorities[index], masks[index]
         assert bool(keep.all()) or float(worth[keep].min()) > float(worth[~keep].max())

@@ -200,7 +200,10 @@ class StructuredStage(Stage):
             left = [index for index in among if counts[index] < self.live[index]]
             return sorted(left, key=lambda index: -float(ranked[index].values[counts[index]]))
 
-        while any(grow(index, ROW_GROUP) for index in by_next_priority(grouped)):
+        def to_next_group(index: int) -> int:
+            return ROW_GROUP - counts[index] % ROW_GROUP
+
+        while any(grow(index, to_next_group(index)) for index in by_next_priority(grouped)):
             pass
         for index in by_next_priority(grouped) + by_next_priority(range(len(counts))):
             while grow(index, 1):
