@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,10 @@ from hf_mlprune.config import LEVELS
 
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("default")
+
+#: A process that has imported everything and run nothing: its forks start at once.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["accelerate", "datasets", "hf_mlprune"])
 
 VOCABULARY = 64
 TOKENS = 12
@@ -153,6 +159,15 @@ def make_trainer(
         eval_dataset=data.select(range(16)),
         callbacks=[*([callback] if callback else []), *callbacks],
     )
+
+
+def run_forked(target, *arguments) -> int:
+    """Exit code of a process of its own, which may kill itself."""
+    process = FORKS.Process(target=target, args=arguments)
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
 
 
 def outputs(model, batch) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,13 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import make_model, make_trainer
+from conftest import make_model, make_trainer, run_forked
 from hf_mlprune import PruningCallback, last_complete_checkpoint
 from hf_mlprune.config import LEVELS
 from hf_mlprune.resuming import missing_parts
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["accelerate", "datasets", "hf_mlprune"])
 
 
 class KillAtFile:
@@ -63,11 +59,7 @@ def train_and_save(folder: Path, number: int, log: Path) -> None:
 def run(folder: Path, number: int = -1) -> int:
     """Exit code of a process of its own."""
     log = folder.parent / f"{folder.name}.log"
-    process = FORKS.Process(target=train_and_save, args=(folder, number, log))
-    process.start()
-    process.join(timeout=300)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode
+    return run_forked(train_and_save, folder, number, log)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,14 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from conftest import make_model, make_trainer
+from conftest import make_model, make_trainer, run_forked
 from hf_mlprune import PruningCallback, PruningConfig, attach
 from hf_mlprune.config import LEVELS
 from hf_mlprune.schedule import make_schedule
-
-#: A process that has imported everything and run nothing: its forks start at once.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["accelerate", "datasets", "hf_mlprune"])
 
 
 class Kill(TrainerCallback):
@@ -56,11 +51,7 @@ def train_and_save(folder: Path, preset: str, kill: int, resume: bool) -> None:
 
 def run(folder: Path, preset: str, kill: int = 0, *, resume: bool = False) -> int:
     """Exit code of a process of its own."""
-    process = FORKS.Process(target=train_and_save, args=(folder, preset, kill, resume))
-    process.start()
-    process.join(timeout=300)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode
+    return run_forked(train_and_save, folder, preset, kill, resume)
 
 
 @pytest.fixture(scope="module", params=["default", "paper"])

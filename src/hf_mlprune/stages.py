@@ -74,7 +74,7 @@ class Stage(ABC):
         """
         order, counter = self._rank(priorities)
         least = sum(min(self.floor, live) for live in self.live)
-        limit = int(density * self.total + 1e-6)
+        limit = self.limit(density)
         if counter.weights(least) > limit:
             raise ValueError(
                 f"density {density:g} cannot be reached: what is always kept (minimum_units="
@@ -89,6 +89,10 @@ class Stage(ABC):
         keep = torch.zeros(len(order), dtype=torch.bool)
         keep[chosen] = True
         return list(torch.split(keep, self.live))
+
+    def limit(self, density: float) -> int:
+        """Most weights that a density allows."""
+        return int(density * self.total + 1e-6)
 
     def least_density(self) -> float:
         """Density of what is always kept."""
@@ -148,6 +152,8 @@ class StructuredStage(Stage):
         self.live = [gate.units for gate in self.gates]
         self.floor = state.config.minimum_units
         self.total = state.total_weights()
+        # Of each gate in the flattened widths.
+        self.cells = [position * len(SITES) + SITES.index(site) for position, site in self.places]
         # Widths before this run, (layers, sites); heads are counted in units of one head.
         self.widths = torch.tensor(
             [[len(getattr(state.base[i], site)) for site in SITES] for i in self.layers]
@@ -175,15 +181,19 @@ class StructuredStage(Stage):
         One site takes the rest, so that the density is met to one unit all the same.
         """
         keep = super().fit(priorities, density, fill=fill)
-        return self._in_groups(keep, priorities, int(density * self.total + 1e-6)) if fill else keep
-
-    def _in_groups(self, keep: list[Tensor], priorities: Sequence[Tensor], limit: int) -> list[Tensor]:
-        counts = [int(mask.sum()) for mask in keep]
         grouped = [
             index
             for index, (_, site) in enumerate(self.places)
             if site != "heads" and self.live[index] >= GROUPED_FROM
         ]
+        if not fill or not grouped:
+            return keep
+        counts = [int(mask.sum()) for mask in keep]
+        return self._in_groups(counts, grouped, priorities, self.limit(density))
+
+    def _in_groups(
+        self, counts: list[int], grouped: list[int], priorities: Sequence[Tensor], limit: int
+    ) -> list[Tensor]:
         for index in grouped:
             counts[index] = max(counts[index] // ROW_GROUP * ROW_GROUP, min(self.floor, counts[index]))
         ranked = [self._with_floor(values).sort(descending=True, stable=True) for values in priorities]
@@ -191,7 +201,7 @@ class StructuredStage(Stage):
         def grow(index: int, units: int) -> bool:
             """Keep so many more units of a gate, if they are there and fit."""
             counts[index] += units
-            if counts[index] <= self.live[index] and self._weights_of(counts) <= limit:
+            if counts[index] <= self.live[index] and self.weights_of(counts) <= limit:
                 return True
             counts[index] -= units
             return False
@@ -213,12 +223,15 @@ class StructuredStage(Stage):
             mask[order.indices[:count]] = True
         return masks
 
-    def _weights_of(self, counts: Sequence[int]) -> int:
+    def widths_of(self, counts: Sequence[int] | Tensor) -> Tensor:
+        """Widths ``(layers, sites)`` if each gate keeps so many units."""
+        widths = self.widths.flatten().clone()
+        widths[self.cells] = torch.as_tensor(counts)
+        return widths.view_as(self.widths)
+
+    def weights_of(self, counts: Sequence[int] | Tensor) -> int:
         """Kept weights if each gate keeps so many units."""
-        widths = self.widths.clone()
-        for count, (position, site) in zip(counts, self.places, strict=True):
-            widths[position, SITES.index(site)] = count
-        return int(self.layer_widths_weights(widths).sum())
+        return int(self.layer_widths_weights(self.widths_of(counts)).sum())
 
     def layer_widths_weights(self, widths: Tensor) -> Tensor:
         """Weights per layer for widths ``(layers, sites)``."""
@@ -228,7 +241,7 @@ class StructuredStage(Stage):
 
     def weights(self) -> int:
         """See :meth:`Stage.weights`."""
-        return self._weights_of([int(gate.keep.sum()) for gate in self.gates])
+        return self.weights_of([int(gate.keep.sum()) for gate in self.gates])
 
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """``Σ_layers [3aAD + o·D·aA + f·F·D + g·D·f·F] / Σ_layers [4AD + 2FD]``, floored at one unit.
@@ -255,20 +268,16 @@ class StructuredStage(Stage):
 
 class _StructuredCounter(_Counter):
     def __init__(self, stage: StructuredStage, gate_of: Tensor) -> None:
-        self.stage, self.gate_of = stage, gate_of
-        self.cells = [position * len(SITES) + SITES.index(site) for position, site in stage.places]
+        self.stage, self.gate_of, self.cells = stage, gate_of, stage.cells
 
-    def _widths(self, prefix: int) -> Tensor:
-        counts = torch.bincount(self.gate_of[:prefix], minlength=len(self.cells))
-        widths = self.stage.widths.flatten().clone()
-        widths[self.cells] = counts
-        return widths.view_as(self.stage.widths)
+    def _counts(self, prefix: int) -> Tensor:
+        return torch.bincount(self.gate_of[:prefix], minlength=len(self.cells))
 
     def weights(self, prefix: int) -> int:
-        return int(self.stage.layer_widths_weights(self._widths(prefix)).sum())
+        return self.stage.weights_of(self._counts(prefix))
 
     def fill(self, prefix: int, limit: int) -> Tensor:
-        widths = self._widths(prefix).flatten()
+        widths = self.stage.widths_of(self._counts(prefix)).flatten()
         weights = self.weights(prefix)
         chosen: list[int] = []
         full: set[int] = set()

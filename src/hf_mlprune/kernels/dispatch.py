@@ -14,8 +14,6 @@ from .operation import DTYPES, WHY_NOT, block_sparse_linear, instruction_set, pa
 
 #: Rows of W that the native code computes at once: a lower block costs as much as one of 16 rows.
 STRIP_ROWS = 16
-#: Above this share of computed weights dense is faster; below, it was at no size (docs/kernel.md).
-DENSE_FROM = 1.0
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +34,8 @@ def _why_dense(dtype: torch.dtype, shape: tuple[int, ...], whole: int) -> str:
     blocks, rows, columns = shape
     # Idle lanes of the processor's vectors included.
     computed = blocks * -(-rows // STRIP_ROWS) * STRIP_ROWS * columns
-    if computed > DENSE_FROM * whole:
+    # Up to there dense was no faster on average (docs/kernel.md).
+    if computed > whole:
         low = f", as blocks of {rows} rows fill {STRIP_ROWS}" if rows < STRIP_ROWS else ""
         return f"{computed / whole:.2f} of the matrix would be computed{low}"
     return ""
