@@ -1,8 +1,9 @@
 """How near does the block-sparse product come to time proportional to density?
 
-efficiency = dense torch time x density / block-sparse time. Every variant of a shape and number of tokens is
-run in turn: process CPU time at one thread, wall time at more. For reference: torch's own BSR product, and
-where they are installed ONNX Runtime and OpenVINO dense, and dynamic int8 of torch and ONNX Runtime.
+efficiency = dense torch time x density / block-sparse time: of the operations that layers call, or with
+`--layers` of the layers. Every variant of a shape and number of tokens is run in turn: process CPU time at
+one thread, wall time at more. For reference: torch's own BSR product, and where they are installed ONNX
+Runtime and OpenVINO dense, and dynamic int8 of torch and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import engines
 from common import RESULTS, write_result
-from hf_mlprune.kernels import block_sparse_linear, instruction_set, packed
-from hf_mlprune.modeling.block_sparse import BlockSparseMatrix
+from hf_mlprune.kernels import instruction_set, packed
+from hf_mlprune.kernels.operation import INSTRUCTION_SETS
+from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from hf_mlprune.timing import interleave
 
 Calls = engines.Calls
@@ -42,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--instruction-set", default="", help="avx2 or avx512; the best, if left out")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--densities", type=float, nargs="+", help="others, such as those near 1; no plot")
+    parser.add_argument("--layers", action="store_true", help="nn.Linear against BlockSparseLinear")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--engines", action="store_true", help="other engines, too")
     return parser.parse_args()
@@ -55,6 +58,27 @@ def random_matrix(dense: Tensor, density: float, block_shape: tuple[int, int]) -
     keep[torch.randperm(count)[: round(density * count)]] = True
     matrix = BlockSparseMatrix.from_dense(dense, keep.view(grid), block_shape)
     return replace(matrix, values=packed(matrix.values))
+
+
+def sparse_operation(x: Tensor, matrix: BlockSparseMatrix, bias: Tensor, name: str) -> Callable[[], object]:
+    """What layers call."""
+    structure = matrix.crow_indices, matrix.col_indices
+    # By default left out, as layers do.
+    chosen = (0, INSTRUCTION_SETS[name]) if name else ()
+    operation = torch.ops.hf_mlprune.block_sparse_linear.default
+    return partial(operation, x, matrix.values, *structure, bias, *chosen)
+
+
+def sparse_layer(x: Tensor, matrix: BlockSparseMatrix, bias: Tensor) -> Callable[[], object]:
+    """A layer of this matrix, with the best instruction set."""
+    rows, columns = matrix.shape
+    blocks, height, width = matrix.values.shape
+    layer = BlockSparseLinear(columns, rows, (height, width), blocks)
+    layer.set_matrix(matrix)
+    with torch.no_grad():
+        assert layer.bias is not None
+        layer.bias.copy_(bias)
+    return partial(layer.eval(), x)
 
 
 def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
@@ -91,7 +115,11 @@ def measure(shape: tuple[int, int], tokens: int, args: argparse.Namespace) -> li
     columns, rows = shape
     x, weight, bias = torch.randn(tokens, columns), torch.randn(rows, columns), torch.randn(rows)
     block_shape = (args.block_shape[0], args.block_shape[1])
-    dense = partial(functional.linear, x, weight, bias)
+    dense: Callable[[], object] = partial(functional.linear, x, weight, bias)
+    if args.layers:
+        linear = nn.Linear(columns, rows).eval()
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        dense = partial(linear, x)
     grid = -(-rows // block_shape[0]) * -(-columns // block_shape[1])
     calls: Calls = {"dense": dense}
     others: Calls = {"dense": dense}
@@ -100,7 +128,10 @@ def measure(shape: tuple[int, int], tokens: int, args: argparse.Namespace) -> li
         matrix = random_matrix(weight, density, block_shape)
         name = f"sparse_{density}"
         kept[name] = len(matrix.values) / grid
-        calls[name] = partial(block_sparse_linear, x, matrix, bias, instruction_set=args.instruction_set)
+        if args.layers:
+            calls[name] = sparse_layer(x, matrix, bias)
+        else:
+            calls[name] = sparse_operation(x, matrix, bias, args.instruction_set)
         if args.engines and density == 0.2:
             others["torch_bsr_0.2"] = engines.torch_bsr(x, matrix, bias)
     found = time_calls(calls, args)
@@ -168,7 +199,7 @@ def main() -> None:
             print(shape, tokens, *cells[1:], flush=True)
             rows += found
     chosen = args.instruction_set or instruction_set()
-    name = f"kernel_{chosen}_{args.threads}_{'x'.join(map(str, args.block_shape))}"
+    name = f"kernel_{chosen}_{args.threads}_{'x'.join(map(str, args.block_shape))}{'_layers' * args.layers}"
     if args.densities:
         speedups = {
             density: geometric_mean([r["speedup"] for r in rows if r["variant"] == f"sparse_{density}"])

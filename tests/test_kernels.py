@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,23 @@ def test_rows_need_one_place_each():
             RuntimeError, match="row_indices: expected 40 entries and scatter_size, or neither"
         ):
             block_sparse_linear(torch.zeros(2, 24), matrix, **places)
+
+
+@native
+def test_what_does_not_fit_the_matrix_is_refused():
+    # 30 columns in blocks of 4: the operation itself would take 29 to 32 for as good.
+    matrix = random_matrix(40, 30, (16, 4), 0.5, torch.Generator().manual_seed(0))
+    for shape in ((2, 32), (2, 29), (30, 2), (0, 31), ()):
+        with pytest.raises(RuntimeError, match=re.escape(f"x: expected (..., 30), got {shape}")):
+            block_sparse_linear(torch.zeros(shape), matrix)
+    for shape in ((41,), (2, 20), (40, 1)):
+        with pytest.raises(
+            RuntimeError, match=re.escape(f"bias: expected one entry for each of 40 rows, got {shape}")
+        ):
+            block_sparse_linear(torch.zeros(2, 30), matrix, torch.zeros(shape))
+    layer = BlockSparseLinear(30, 40, (16, 4), len(matrix.values)).eval()
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"x: expected \(..., 30\), got \(2, 32\)"):
+        layer(torch.zeros(2, 32))
 
 
 @native
@@ -253,13 +271,10 @@ def test_gradients_are_those_of_the_dense_product(activation):
 def test_opcheck():
     matrix = random_matrix(40, 24, (16, 4), 0.5, torch.Generator().manual_seed(0))
     tensors = (matrix.values, matrix.crow_indices, matrix.col_indices)
-    for x, bias, places, outputs in (
-        (torch.randn(3, 5, 24), torch.randn(40), None, 40),
-        (torch.randn(0, 24), None, torch.arange(40) + 2, 50),
-    ):
-        torch.library.opcheck(
-            torch.ops.hf_mlprune.block_sparse_linear, (x, *tensors, bias, places, 24, outputs, 1, 0)
-        )
+    operation = torch.ops.hf_mlprune.block_sparse_linear
+    for x in (torch.randn(3, 5, 24), torch.randn(0, 24)):
+        torch.library.opcheck(operation.default, (x, *tensors, torch.randn(40), 1))
+        torch.library.opcheck(operation.scattered, (x, *tensors, torch.randn(40), torch.arange(40) + 2, 50))
 
 
 @native
@@ -298,13 +313,16 @@ def test_compiled_whole_and_exported_with_any_number_of_tokens(tmp_path):
         ({"values": torch.zeros(2, 16, 16, dtype=torch.float64)}, "dtype of x"),
         ({"values": torch.zeros(2, 0, 16)}, "blocks of some size"),
         ({"x": torch.zeros(3, 32, dtype=torch.float64)}, "float32 or bfloat16"),
-        ({"bias": torch.zeros(31)}, "one entry per row"),
-        ({"row_indices": torch.full((32,), 99)}, "expected outputs"),
+        ({"bias": torch.zeros(16)}, "grid rows"),
+        ({"bias": torch.zeros(2, 16)}, r"bias: expected \(rows,\)"),
+        ({"bias": torch.zeros(32, dtype=torch.bfloat16)}, r"bias: expected \(rows,\) of the dtype of x"),
+        ({"row_indices": torch.full((32,), 99)}, "expected places below scatter_size"),
+        ({"row_indices": torch.full((32,), -1)}, "expected places below scatter_size"),
         ({"row_indices": torch.arange(32, dtype=torch.int32)}, "one place per row"),
-        ({"row_indices": torch.arange(16)}, "grid rows"),
-        ({"outputs": 48}, "grid rows"),
-        ({"columns": 31}, r"x: expected \(..., 31\)"),
-        ({"x": torch.zeros(())}, r"x: expected \(..., 32\)"),
+        ({"row_indices": torch.arange(16)}, "one place per row"),
+        ({"scatter_size": 31}, "expected places below scatter_size"),
+        ({"x": torch.zeros(3, 16)}, "columns of the grid"),
+        ({"x": torch.zeros(())}, r"x: expected \(..., columns\)"),
         ({"activation": 3}, "activation: expected 0, 1 or 2, got 3"),
         ({"instruction_set": 3}, "instruction_set: expected a processor that has it"),
     ],
@@ -315,15 +333,19 @@ def test_malformed_structures_never_reach_native_memory(change, message):
         "values": torch.zeros(2, 16, 16),
         "crow_indices": torch.tensor([0, 1, 2], dtype=torch.int32),
         "col_indices": torch.tensor([0, 1], dtype=torch.int32),
-        "bias": None,
-        "row_indices": None,
-        "columns": 32,
-        "outputs": 32,
+        "bias": torch.zeros(32),
+        "row_indices": torch.arange(32),
+        "scatter_size": 32,
         "activation": 0,
         "instruction_set": 0,
     }
+    arguments |= change
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.hf_mlprune.block_sparse_linear(*{**arguments, **change}.values())
+        torch.ops.hf_mlprune.block_sparse_linear.scattered(*arguments.values())
+    if not change.keys() & {"row_indices", "scatter_size"}:
+        del arguments["row_indices"], arguments["scatter_size"]
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.hf_mlprune.block_sparse_linear.default(*arguments.values())
 
 
 def pruned_model(block_shape=(16, 16), **sizes):

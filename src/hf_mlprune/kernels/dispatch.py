@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling.block_sparse import BlockSparseLinear
-from .operation import DTYPES, WHY_NOT, block_sparse_linear, instruction_set, packed
+from .operation import DTYPES, WHY_NOT, instruction_set, packed, product
 
 #: Rows of W that the native code computes at once: a lower block costs as much as one of 16 rows.
 STRIP_ROWS = 16
@@ -20,18 +19,16 @@ logger = logging.get_logger(__name__)
 
 def why_dense(linear: BlockSparseLinear) -> str:
     """Why a layer is multiplied as a dense matrix on the CPU; empty if the native operation serves it."""
-    weight = linear.weight
-    return _why_dense(weight.dtype, tuple(weight.shape), linear.in_features * linear.out_features)
-
-
-# Asked at every call, where at one token it would be felt.
-@cache
-def _why_dense(dtype: torch.dtype, shape: tuple[int, ...], whole: int) -> str:
     if WHY_NOT:
         return WHY_NOT
-    if dtype not in DTYPES:
-        return f"the native code has no {dtype}"
-    blocks, rows, columns = shape
+    if linear.weight.dtype not in DTYPES:
+        return f"the native code has no {linear.weight.dtype}"
+    return _why_idle(linear)
+
+
+def _why_idle(linear: BlockSparseLinear) -> str:
+    blocks, rows, columns = linear.weight.shape
+    whole = linear.in_features * linear.out_features
     # Idle lanes of the processor's vectors included.
     computed = blocks * -(-rows // STRIP_ROWS) * STRIP_ROWS * columns
     # Up to there dense was no faster on average (docs/kernel.md).
@@ -52,7 +49,7 @@ def explain(model: nn.Module) -> dict[str, int]:
 class NativeProduct:
     """What :class:`BlockSparseLinear` calls; see there."""
 
-    def prepare(self, linear: BlockSparseLinear) -> None:
+    def prepare(self, linear: BlockSparseLinear) -> bool:
         """Lay a layer's blocks out for the native code, once; say once if there is none.
 
         In training mode, too: it must not happen between two steps of an optimizer.
@@ -61,21 +58,30 @@ class NativeProduct:
             logger.warning_once(f"block-sparse layers are multiplied as dense ones: {WHY_NOT}")
         if not linear.weight.transpose(1, 2).is_contiguous():
             linear.weight.data = packed(linear.weight.data)
+        return not WHY_NOT and not _why_idle(linear)
 
     def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:
         """The layer's output, or ``None`` where it is to be multiplied as a dense one."""
+        # Not as attributes, which a module looks up in Python: four of them take longer than a small product.
+        parameters, buffers = linear._parameters, linear._buffers
+        weight: Tensor = parameters["weight"]  # type: ignore[assignment]
+        bias = parameters["bias"]
+        dtype = x.dtype
         if (
-            x.device.type != "cpu"
-            or x.dtype is not linear.weight.dtype
+            not x.is_cpu
+            or dtype is not weight.dtype
+            or dtype not in DTYPES
             or torch.is_autocast_enabled("cpu")
-            or why_dense(linear)
         ):
             return None
-        return block_sparse_linear(
+        return product(
             x,
-            linear.matrix(),
-            linear.bias,
-            row_indices=linear.row_indices,
-            scatter_size=linear.scatter_size,
-            activation=linear.activation,
+            weight,
+            buffers["crow_indices"],  # type: ignore[arg-type]
+            buffers["col_indices"],  # type: ignore[arg-type]
+            linear.in_features,
+            weight.new_zeros(linear.out_features) if bias is None else bias,
+            buffers["row_indices"],
+            linear.scatter_size,
+            linear.activation,
         )

@@ -27,7 +27,13 @@ def _load() -> str:
         torch.ops.load_library(NATIVE)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"native code does not load ({error})"
-    torch.library.register_fake("hf_mlprune::block_sparse_linear", _fake)
+    for name, fake in (
+        ("hf_mlprune::block_sparse_linear", _fake),
+        ("hf_mlprune::block_sparse_linear.scattered", _fake_scattered),
+    ):
+        torch.library.register_fake(name, fake)
+        # Past autograd, which `_Differentiable` sees to: at one token the way through it would be felt.
+        torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     if not torch.ops.hf_mlprune.instruction_set():
         return "this processor lacks AVX2 and FMA, which the native code needs"
     return ""
@@ -38,20 +44,32 @@ def _fake(
     values: Tensor,
     crow_indices: Tensor,
     col_indices: Tensor,
-    bias: Tensor | None,
-    row_indices: Tensor | None,
-    columns: int,
-    outputs: int,
+    bias: Tensor,
     activation: int = 0,
     instruction_set: int = 0,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], outputs)
+    return x.new_empty(*x.shape[:-1], bias.shape[0])
+
+
+def _fake_scattered(
+    x: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor,
+    row_indices: Tensor,
+    scatter_size: int,
+    activation: int = 0,
+    instruction_set: int = 0,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], scatter_size)
 
 
 #: Why there is no native code on this machine; empty where there is.
 WHY_NOT = _load()
 # Looked up once: at one token the lookup would be felt.
-_operation = None if WHY_NOT else torch.ops.hf_mlprune.block_sparse_linear.default
+_plain = None if WHY_NOT else torch.ops.hf_mlprune.block_sparse_linear.default
+_scattered = None if WHY_NOT else torch.ops.hf_mlprune.block_sparse_linear.scattered
 
 
 def instruction_set() -> str:
@@ -98,32 +116,68 @@ def block_sparse_linear(
     Raises:
         RuntimeError: there is no native code, or an argument is not as described.
     """
-    if _operation is None:
-        raise RuntimeError(f"block_sparse_linear: {WHY_NOT}; use torch.nn.functional.linear with to_dense()")
+    for what, name, names in (
+        ("activation", activation, ACTIVATION_NUMBERS),
+        ("instruction_set", instruction_set, INSTRUCTION_SETS),
+    ):
+        if name not in names:
+            raise RuntimeError(f"{what}: expected one of {list(names)}, got {name!r}")
     rows, columns = matrix.shape
-    outputs = rows
-    if row_indices is not None and scatter_size is not None and len(row_indices) == rows:
-        outputs = scatter_size
-    elif row_indices is not None or scatter_size is not None:
+    if bias is not None and bias.shape != (rows,):
+        raise RuntimeError(f"bias: expected one entry for each of {rows} rows, got {tuple(bias.shape)}")
+    if (row_indices is None) != (scatter_size is None) or (
+        row_indices is not None and row_indices.shape != (rows,)
+    ):
         raise RuntimeError(f"row_indices: expected {rows} entries and scatter_size, or neither")
-    values, crow, col = matrix.values, matrix.crow_indices, matrix.col_indices
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias)):
-        isa = _number("instruction_set", instruction_set, INSTRUCTION_SETS)
-        y = _Differentiable.apply(x, values, crow, col, bias, row_indices, rows, outputs, isa)  # type: ignore[no-untyped-call]
+    return product(
+        x,
+        matrix.values,
+        matrix.crow_indices,
+        matrix.col_indices,
+        columns,
+        matrix.values.new_zeros(rows) if bias is None else bias,
+        row_indices,
+        scatter_size,
+        activation,
+        instruction_set,
+    )
+
+
+def product(
+    x: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    columns: int,
+    bias: Tensor,
+    row_indices: Tensor | None,
+    scatter_size: int | None,
+    activation: str,
+    instruction_set: str = "",
+) -> Tensor:
+    """:func:`block_sparse_linear` for layers, which know their parts to fit one another.
+
+    At one token each step of Python is felt: the operation itself takes a W as wide as x.
+    """
+    if _plain is None or _scattered is None:
+        raise RuntimeError(f"block_sparse_linear: {WHY_NOT}; use torch.nn.functional.linear with to_dense()")
+    shape = x.shape
+    if not shape or shape[-1] != columns:
+        raise RuntimeError(f"x: expected (..., {columns}), got {tuple(shape)}")
+    if torch.is_grad_enabled() and (x.requires_grad or values.requires_grad or bias.requires_grad):
+        y: Tensor = _Differentiable.apply(  # type: ignore[no-untyped-call]
+            x, values, crow_indices, col_indices, columns, bias, row_indices, scatter_size, instruction_set
+        )
         return ACTIVATIONS[activation](y) if activation != "none" else y
-    # Arguments cost time, defaults less.
-    if activation == "none" and not instruction_set:
-        return _operation(x, values, crow, col, bias, row_indices, columns, outputs)  # type: ignore[no-any-return]
-    act = _number("activation", activation, ACTIVATION_NUMBERS)
-    isa = _number("instruction_set", instruction_set, INSTRUCTION_SETS)
-    return _operation(x, values, crow, col, bias, row_indices, columns, outputs, act, isa)  # type: ignore[no-any-return]
-
-
-def _number(what: str, name: str, names: dict[str, int]) -> int:
-    number = names.get(name)
-    if number is None:
-        raise RuntimeError(f"{what}: expected one of {list(names)}, got {name!r}")
-    return number
+    # Numbers cost time, defaults less.
+    if row_indices is None and activation == "none" and not instruction_set:
+        return _plain(x, values, crow_indices, col_indices, bias)  # type: ignore[no-any-return]
+    numbers = ACTIVATION_NUMBERS[activation], INSTRUCTION_SETS[instruction_set]
+    if row_indices is None:
+        return _plain(x, values, crow_indices, col_indices, bias, *numbers)  # type: ignore[no-any-return]
+    return _scattered(  # type: ignore[no-any-return]
+        x, values, crow_indices, col_indices, bias, row_indices, scatter_size, *numbers
+    )
 
 
 class _Differentiable(torch.autograd.Function):
@@ -136,16 +190,24 @@ class _Differentiable(torch.autograd.Function):
         values: Tensor,
         crow_indices: Tensor,
         col_indices: Tensor,
-        bias: Tensor | None,
+        columns: int,
+        bias: Tensor,
         row_indices: Tensor | None,
-        rows: int,
-        outputs: int,
-        instruction_set: int,
+        scatter_size: int | None,
+        instruction_set: str,
     ) -> Tensor:
         ctx.save_for_backward(x, values, crow_indices, col_indices, bias, row_indices)  # type: ignore[arg-type]
-        ctx.rows = rows  # type: ignore[attr-defined]
-        return torch.ops.hf_mlprune.block_sparse_linear(  # type: ignore[no-any-return]
-            x, values, crow_indices, col_indices, bias, row_indices, x.shape[-1], outputs, 0, instruction_set
+        return product(
+            x,
+            values,
+            crow_indices,
+            col_indices,
+            columns,
+            bias,
+            row_indices,
+            scatter_size,
+            "none",
+            instruction_set,
         )
 
     @staticmethod
@@ -154,18 +216,11 @@ class _Differentiable(torch.autograd.Function):
         x, values, crow_indices, col_indices, bias, row_indices = ctx.saved_tensors  # type: ignore[attr-defined]
         if row_indices is not None:
             gradient = gradient.index_select(-1, row_indices)
-        shape = (ctx.rows, x.shape[-1])  # type: ignore[attr-defined]
+        shape = (len(bias), x.shape[-1])
         with torch.enable_grad():
             leaf = values.detach().requires_grad_()
             dense = BlockSparseMatrix(leaf, crow_indices, col_indices, shape).to_dense()
         flat = gradient.reshape(-1, shape[0])
         outer = flat.T @ x.reshape(-1, shape[1])
         (value_gradient,) = torch.autograd.grad(dense, leaf, outer)
-        return (
-            gradient @ dense.detach(),
-            value_gradient,
-            None,
-            None,
-            None if bias is None else flat.sum(dim=0),
-            *(None,) * 4,
-        )
+        return gradient @ dense.detach(), value_gradient, *(None,) * 3, flat.sum(dim=0), *(None,) * 3

@@ -98,8 +98,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "
 class Accelerator(Protocol):
     """A faster product than that with the dense matrix."""
 
-    def prepare(self, linear: BlockSparseLinear) -> None:
-        """Called when a layer is put into a mode; may lay its blocks out anew in memory."""
+    def prepare(self, linear: BlockSparseLinear) -> bool:
+        """Called when a layer is put into a mode; may lay its blocks out anew in memory.
+
+        Returns:
+            Whether :meth:`multiply` is to be asked at all.
+        """
 
     def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:
         """The output of a layer in evaluation mode, activated, or ``None`` to have it computed here."""
@@ -161,6 +165,7 @@ class BlockSparseLinear(nn.Module):
         self.register_buffer("crow_indices", crow.to(torch.int32))
         self.register_buffer("col_indices", col.to(torch.int32))
         self.register_buffer("row_indices", scatter)
+        self._accelerated = False
         self._dense: tuple[tuple[int, int, torch.dtype, torch.device], Tensor] | None = None
 
     @torch.no_grad()
@@ -183,8 +188,7 @@ class BlockSparseLinear(nn.Module):
         """
         self._dense = None
         super().train(mode)
-        if self.accelerator is not None:
-            self.accelerator.prepare(self)
+        self._accelerated = self.accelerator is not None and self.accelerator.prepare(self)
         return self
 
     def _dense_weight(self) -> Tensor:
@@ -197,7 +201,7 @@ class BlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``, or ``(..., scatter_size)``."""
-        if self.accelerator is not None and not self.training:
+        if self._accelerated and self.accelerator is not None and not self.training:
             y = self.accelerator.multiply(self, x)
             if y is not None:
                 return y

@@ -27,7 +27,7 @@ struct Product {
   int64_t block_rows;
   int64_t block_columns;
   int64_t rows;
-  const void* bias;           // (rows,) or null
+  const void* bias;           // (rows,)
   const int64_t* row_places;  // (rows,) places of rows in the output, or null
   int64_t outputs;            // features of y; more than `rows` where rows have places
   void* y;                    // (tokens, outputs), contiguous

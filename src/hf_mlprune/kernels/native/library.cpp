@@ -3,15 +3,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
-#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,9 +18,8 @@
 namespace mlprune {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+namespace boxed = torch::stable::detail;
 
 struct InstructionSet {
   const char* name;
@@ -50,21 +46,54 @@ int best_instruction_set() {
   return best;
 }
 
+// An argument, which it owns, and what is asked of it here. At one token each question to torch is felt, and the
+// shared ownership of torch::stable::Tensor, too.
+class Array {
+ public:
+  explicit Array(StableIValue argument) : handle(boxed::to<AtenTensorHandle>(argument)) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dim));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+  }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() { aoti_torch_delete_tensor_object(handle); }
+
+  bool is_list(int64_t count, int32_t type) const {
+    return dim == 1 && sizes[0] == count && dtype == type && (count < 2 || strides[0] == 1);
+  }
+
+  Tensor tensor() const {
+    AtenTensorHandle copy;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handle, &copy));
+    return Tensor(copy);
+  }
+
+  const AtenTensorHandle handle;
+  int64_t dim;
+  int64_t* sizes;
+  int64_t* strides;
+  int32_t dtype;
+  void* data;
+};
+
 // Offsets of the tokens of x, (..., columns), whose leading dimensions have any strides.
-std::vector<int64_t> token_offsets(Sizes sizes, Sizes strides, int64_t tokens) {
+std::vector<int64_t> token_offsets(const Array& x, int64_t tokens) {
   std::vector<int64_t> offsets(tokens, 0);
   int64_t inner = 1;
-  for (size_t d = sizes.size() - 1; d-- > 0;) {
-    for (int64_t t = 0; t < tokens; ++t) offsets[t] += t / inner % sizes[d] * strides[d];
-    inner *= sizes[d];
+  for (int64_t d = x.dim - 2; d >= 0; --d) {
+    for (int64_t t = 0; t < tokens; ++t) offsets[t] += t / inner % x.sizes[d] * x.strides[d];
+    inner *= x.sizes[d];
   }
   return offsets;
 }
 
 // Whether all leading dimensions can be walked by one stride.
-bool has_one_stride(Sizes sizes, Sizes strides) {
-  for (size_t d = sizes.size() - 1; d-- > 1;)
-    if (sizes[d - 1] != 1 && strides[d - 1] != strides[d] * sizes[d]) return false;
+bool has_one_stride(const Array& x) {
+  for (int64_t d = x.dim - 2; d > 0; --d)
+    if (x.sizes[d - 1] != 1 && x.strides[d - 1] != x.strides[d] * x.sizes[d]) return false;
   return true;
 }
 
@@ -106,20 +135,24 @@ void run(const InstructionSet& set, const Product& p) {
   }
 }
 
-// An output. Large ones ask for huge pages: clearing fresh pages of 4 KiB one by one would take up to half of
-// the time at low densities.
-Tensor empty(const std::vector<int64_t>& shape, ScalarType type) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t d = shape.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * shape[d];
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-      type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16(),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  const Tensor y(handle);
+// Memory for y, (..., outputs), and its handle. Much of it asks for huge pages: clearing fresh pages of 4 KiB one by
+// one would take up to half of the time at low densities.
+AtenTensorHandle make_output(const Array& x, Product& p) {
+  constexpr int64_t kMost = 64;
+  STD_TORCH_CHECK(x.dim <= kMost, "x: expected at most ", kMost, " dimensions, got ", x.dim);
+  int64_t sizes[kMost], strides[kMost], stride = 1;
+  for (int64_t d = x.dim - 1; d >= 0; --d) {
+    sizes[d] = d == x.dim - 1 ? p.outputs : x.sizes[d];
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle y;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(x.dim, sizes, strides, x.dtype, aoti_torch_device_type_cpu(), 0, &y));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(y, &p.y));
   constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(y.data_ptr());
-  const uintptr_t end = begin + y.numel() * (type == ScalarType::Float ? 4 : 2);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p.y);
+  const uintptr_t end = begin + p.tokens * p.outputs * (p.half ? 2 : 4);
   const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
   // Advice only: where it is refused, nothing is lost.
   if (end >= first + kHuge)
@@ -127,93 +160,97 @@ Tensor empty(const std::vector<int64_t>& shape, ScalarType type) {
   return y;
 }
 
-Tensor block_sparse_linear(
-    const Tensor& x, const Tensor& values, const Tensor& crow_indices, const Tensor& col_indices,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& row_indices, int64_t columns,
-    int64_t outputs, int64_t activation, int64_t instruction_set) {
+// y = act(x W^T + b); W is as wide as x. With `places`, (rows,), row r is written to place places[r] of `outputs`.
+AtenTensorHandle multiply(
+    const Array& x, const Array& values, const Array& crow, const Array& col, const Array& bias,
+    const Array* places, int64_t outputs, int64_t activation, int64_t instruction_set) {
   const int best = best_instruction_set();
   STD_TORCH_CHECK(
       best > 0 && instruction_set >= 0 && instruction_set <= best,
       "instruction_set: expected a processor that has it; this one has number ", best, ", got ", instruction_set);
   const InstructionSet& set = kInstructionSets[instruction_set ? instruction_set : best];
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation: expected 0, 1 or 2, got ", activation);
-  const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "x: expected float32 or bfloat16");
-  const Sizes sizes = x.sizes(), strides = x.strides(), blocks = values.sizes();
-  const size_t leading = sizes.size() - 1;
-  STD_TORCH_CHECK(!sizes.empty() && sizes[leading] == columns, "x: expected (..., ", columns, ")");
-  STD_TORCH_CHECK(blocks.size() == 3, "values: expected (blocks, block rows, block columns)");
-  STD_TORCH_CHECK(values.scalar_type() == type, "values: expected the dtype of x");
-  STD_TORCH_CHECK(!bias || bias->scalar_type() == type, "bias: expected the dtype of x");
-  const int64_t rows = row_indices ? row_indices->numel() : outputs;
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == rows), "bias: expected one entry per row");
-
   Product p{};
-  p.half = type == ScalarType::BFloat16;
-  p.columns = columns;
-  p.column_stride = strides[leading];
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape[leading] = outputs;
-  p.tokens = std::accumulate(sizes.begin(), sizes.begin() + leading, int64_t{1}, std::multiplies<>());
-  p.block_rows = blocks[1];
-  p.block_columns = blocks[2];
-  p.rows = rows;
+  p.half = x.dtype == aoti_torch_dtype_bfloat16();
+  STD_TORCH_CHECK(p.half || x.dtype == aoti_torch_dtype_float32(), "x: expected float32 or bfloat16");
+  STD_TORCH_CHECK(x.dim > 0, "x: expected (..., columns)");
+  STD_TORCH_CHECK(values.dim == 3, "values: expected (blocks, block rows, block columns)");
+  STD_TORCH_CHECK(values.dtype == x.dtype, "values: expected the dtype of x");
+  STD_TORCH_CHECK(bias.dim == 1 && bias.dtype == x.dtype, "bias: expected (rows,) of the dtype of x");
+  const int64_t blocks = values.sizes[0];
+  p.tokens = 1;
+  for (int64_t d = 0; d < x.dim - 1; ++d) p.tokens *= x.sizes[d];
+  p.columns = x.sizes[x.dim - 1];
+  p.column_stride = x.strides[x.dim - 1];
+  p.block_rows = values.sizes[1];
+  p.block_columns = values.sizes[2];
+  p.rows = bias.sizes[0];
   p.outputs = outputs;
   p.activation = static_cast<Activation>(activation);
-  STD_TORCH_CHECK(p.block_rows > 0 && p.block_columns > 0 && rows >= 0, "values: expected blocks of some size");
-  const int64_t grid_rows = (rows + p.block_rows - 1) / p.block_rows;
+  STD_TORCH_CHECK(p.block_rows > 0 && p.block_columns > 0, "values: expected blocks of some size");
+  const int64_t grid_rows = (p.rows + p.block_rows - 1) / p.block_rows;
   STD_TORCH_CHECK(
-      crow_indices.scalar_type() == ScalarType::Int && crow_indices.dim() == 1 &&
-          crow_indices.size(0) == grid_rows + 1 && crow_indices.is_contiguous(),
-      "crow_indices: expected int32 (grid rows + 1,)");
+      crow.is_list(grid_rows + 1, aoti_torch_dtype_int32()), "crow_indices: expected int32 (grid rows + 1,)");
   STD_TORCH_CHECK(
-      col_indices.scalar_type() == ScalarType::Int && col_indices.dim() == 1 &&
-          col_indices.size(0) == blocks[0] && col_indices.is_contiguous(),
-      "col_indices: expected int32, one entry per block");
+      col.is_list(blocks, aoti_torch_dtype_int32()), "col_indices: expected int32, one entry per block");
   STD_TORCH_CHECK(
-      !row_indices || (row_indices->scalar_type() == ScalarType::Long && row_indices->dim() == 1 &&
-                       row_indices->is_contiguous()),
+      !places || places->is_list(p.rows, aoti_torch_dtype_int64()),
       "row_indices: expected int64, one place per row");
-  p.crow = static_cast<const int32_t*>(crow_indices.data_ptr());
-  p.col = static_cast<const int32_t*>(col_indices.data_ptr());
+  p.crow = static_cast<const int32_t*>(crow.data);
+  p.col = static_cast<const int32_t*>(col.data);
   // Few and in the cache: what native code reads and writes by is checked at every call.
-  STD_TORCH_CHECK(p.crow[0] == 0 && p.crow[grid_rows] == blocks[0], "crow_indices: expected 0 to blocks");
+  STD_TORCH_CHECK(p.crow[0] == 0 && p.crow[grid_rows] == blocks, "crow_indices: expected 0 to blocks");
   for (int64_t r = 0; r < grid_rows; ++r)
     STD_TORCH_CHECK(p.crow[r] <= p.crow[r + 1], "crow_indices: expected increasing values");
   const int64_t grid_columns = (p.columns + p.block_columns - 1) / p.block_columns;
   // Without branches, so that the compiler can take several at once; a negative one becomes enormous.
   bool outside = false;
-  for (int64_t b = 0; b < blocks[0]; ++b)
+  for (int64_t b = 0; b < blocks; ++b)
     outside |= static_cast<uint32_t>(p.col[b]) >= static_cast<uint64_t>(grid_columns);
   STD_TORCH_CHECK(!outside, "col_indices: expected columns of the grid of x");
-  if (row_indices) {
-    p.row_places = static_cast<const int64_t*>(row_indices->data_ptr());
-    for (int64_t r = 0; r < rows; ++r)
-      STD_TORCH_CHECK(p.row_places[r] >= 0 && p.row_places[r] < outputs, "row_indices: expected outputs");
+  if (places) {
+    p.row_places = static_cast<const int64_t*>(places->data);
+    for (int64_t r = 0; r < p.rows; ++r)
+      STD_TORCH_CHECK(
+          p.row_places[r] >= 0 && p.row_places[r] < outputs, "row_indices: expected places below scatter_size");
   }
-
-  const Tensor y = empty(shape, type);
-  p.y = y.data_ptr();
-  if (p.tokens == 0 || outputs == 0) return y;
-  if (row_indices) std::memset(p.y, 0, p.tokens * outputs * (p.half ? 2 : 4));
-  if (rows == 0) return y;
   std::vector<int64_t> offsets;
-  if (has_one_stride(sizes, strides)) {
-    p.row_stride = leading ? strides[leading - 1] : 0;
+  if (has_one_stride(x)) {
+    p.row_stride = x.dim > 1 ? x.strides[x.dim - 2] : 0;
   } else {
-    offsets = token_offsets(sizes, strides, p.tokens);
+    offsets = token_offsets(x, p.tokens);
     p.row_offsets = offsets.data();
   }
-  const Sizes steps = values.strides();
   const bool is_packed =
-      steps[0] == p.block_rows * p.block_columns && steps[1] == 1 && steps[2] == p.block_rows;
-  const Tensor packed = is_packed ? values : torch::stable::contiguous(torch::stable::transpose(values, 1, 2));
-  const std::optional<Tensor> whole_bias = bias && bias->stride(0) != 1 ? torch::stable::contiguous(*bias) : bias;
-  p.x = x.data_ptr();
-  p.values = packed.data_ptr();
-  p.bias = bias ? whole_bias->data_ptr() : nullptr;
-  run(set, p);
+      blocks == 0 || (values.strides[0] == p.block_rows * p.block_columns && values.strides[1] == 1 &&
+                      values.strides[2] == p.block_rows);
+  std::optional<Tensor> packed, list;
+  if (!is_packed) packed = torch::stable::contiguous(torch::stable::transpose(values.tensor(), 1, 2));
+  if (bias.strides[0] != 1) list = torch::stable::contiguous(bias.tensor());
+  p.x = x.data;
+  p.values = packed ? packed->data_ptr() : values.data;
+  p.bias = list ? list->data_ptr() : bias.data;
+
+  const AtenTensorHandle y = make_output(x, p);
+  if (p.tokens == 0 || outputs == 0) return y;
+  if (places) std::memset(p.y, 0, p.tokens * outputs * (p.half ? 2 : 4));
+  if (p.rows > 0) run(set, p);
   return y;
+}
+
+// The overloads, in torch's boxed calling convention: arguments on the stack, which become the callee's.
+void block_sparse_linear(StableIValue* stack, uint64_t, uint64_t) {
+  const Array x(stack[0]), values(stack[1]), crow(stack[2]), col(stack[3]), bias(stack[4]);
+  stack[0] = boxed::from(multiply(
+      x, values, crow, col, bias, nullptr, bias.dim == 1 ? bias.sizes[0] : 0, boxed::to<int64_t>(stack[5]),
+      boxed::to<int64_t>(stack[6])));
+}
+
+void block_sparse_linear_scattered(StableIValue* stack, uint64_t, uint64_t) {
+  const Array x(stack[0]), values(stack[1]), crow(stack[2]), col(stack[3]), bias(stack[4]), places(stack[5]);
+  stack[0] = boxed::from(multiply(
+      x, values, crow, col, bias, &places, boxed::to<int64_t>(stack[6]), boxed::to<int64_t>(stack[7]),
+      boxed::to<int64_t>(stack[8])));
 }
 
 // The best instruction set of this processor that there is code for; empty if there is none.
@@ -227,13 +264,17 @@ std::string instruction_set() {
 
 STABLE_TORCH_LIBRARY(hf_mlprune, library) {
   library.def(
-      "block_sparse_linear(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor? bias, "
-      "Tensor? row_indices, int columns, int outputs, int activation=0, int instruction_set=0) -> Tensor");
+      "block_sparse_linear(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, Tensor bias, "
+      "int activation=0, int instruction_set=0) -> Tensor");
+  library.def(
+      "block_sparse_linear.scattered(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, "
+      "Tensor bias, Tensor row_indices, int scatter_size, int activation=0, int instruction_set=0) -> Tensor");
   library.def("instruction_set() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hf_mlprune, CPU, library) {
-  library.impl("block_sparse_linear", TORCH_BOX(&mlprune::block_sparse_linear));
+  library.impl("block_sparse_linear", &mlprune::block_sparse_linear);
+  library.impl("block_sparse_linear.scattered", &mlprune::block_sparse_linear_scattered);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hf_mlprune, CompositeExplicitAutograd, library) {
