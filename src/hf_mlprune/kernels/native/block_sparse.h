@@ -9,8 +9,9 @@ enum class Activation { none, gelu, relu };
 
 // Outputs are computed in strips of this many rows of W.
 constexpr int kStrip = 16;
-// Columns of x are laid out in chunks of this many.
-constexpr int kChunk = 16;
+// Columns of x are laid out in chunks of this many; narrow ones for blocks of one column, whose neighbours in a cache
+// line may not be wanted.
+constexpr int kWide = 16, kNarrow = 4;
 
 // One product. Pointers are to float, or to bfloat16 where `half` is set.
 struct Product {

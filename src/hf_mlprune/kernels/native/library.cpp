@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -203,11 +204,14 @@ AtenTensorHandle multiply(
   for (int64_t r = 0; r < grid_rows; ++r)
     STD_TORCH_CHECK(p.crow[r] <= p.crow[r + 1], "crow_indices: expected increasing values");
   const int64_t grid_columns = (p.columns + p.block_columns - 1) / p.block_columns;
-  // Without branches, so that the compiler can take several at once; a negative one becomes enormous.
-  bool outside = false;
-  for (int64_t b = 0; b < blocks; ++b)
-    outside |= static_cast<uint32_t>(p.col[b]) >= static_cast<uint64_t>(grid_columns);
-  STD_TORCH_CHECK(!outside, "col_indices: expected columns of the grid of x");
+  const auto last = static_cast<uint32_t>(std::min<int64_t>(grid_columns, INT32_MAX) - 1);
+  // Without branches, so that the compiler takes several at once: a bad one sets the highest bit.
+  uint32_t bits = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const auto column = static_cast<uint32_t>(p.col[b]);
+    bits |= column | (last - column);
+  }
+  STD_TORCH_CHECK(bits >> 31 == 0, "col_indices: expected columns of the grid of x");
   if (places) {
     p.row_places = static_cast<const int64_t*>(places->data);
     for (int64_t r = 0; r < p.rows; ++r)
