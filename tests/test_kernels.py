@@ -295,6 +295,12 @@ def test_compiled_whole_and_exported_with_any_number_of_tokens(tmp_path):
         loaded = torch.export.load(tmp_path / "model.pt2").module()
         other = torch.randn(33, 24)
         torch.testing.assert_close(loaded(other), model(other))
+    gradients = []
+    for differentiable in (model, compiled):
+        layer.zero_grad()
+        differentiable(x).square().sum().backward()
+        gradients.append(layer.weight.grad)
+    torch.testing.assert_close(*gradients)
 
 
 @native
@@ -416,6 +422,20 @@ def test_autocast_and_other_dtypes_are_dense_and_right():
     expected = functional.linear(x.double(), double.matrix().to_dense(), double.bias)
     torch.testing.assert_close(double(x.double()), expected)
     assert "no torch.float64" in why_dense(double)
+
+
+@native
+def test_a_layer_is_native_again_once_its_dtype_allows_it():
+    layer = BlockSparseLinear(64, 64, (16, 16), 6).eval()
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        expected = layer(x)
+        layer.double()(x.double())
+        assert not why_dense(layer.float())
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+        halves = layer.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert halves.dtype is torch.bfloat16
+    torch.testing.assert_close(halves.float(), expected, rtol=0.05, atol=0.05)
 
 
 WITHOUT_COMPILER = """

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -240,6 +239,5 @@ def _kept(parts: Anatomy, index: int) -> LayerStructure:
 def _block_sparse_weights(linear: BlockSparseLinear) -> int:
     """Stored weights, without the padding of edge blocks."""
     costs = block_weights((linear.out_features, linear.in_features), linear.block_shape)
-    crow = linear.crow_indices.long().cpu()
-    row = torch.repeat_interleave(torch.arange(len(crow) - 1), crow.diff())
-    return int(costs[row, linear.col_indices.long().cpu()].sum())
+    row, column = linear.matrix().places()
+    return int(costs[row.cpu(), column.cpu()].sum())

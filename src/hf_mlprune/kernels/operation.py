@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..modeling.block_sparse import ACTIVATIONS, BlockSparseMatrix
+from ..modeling.block_sparse import ACTIVATIONS, BlockSparseMatrix, split_blocks
 
 NATIVE = Path(__file__).with_name("native.so")
 #: Written by a build that left the native code out.
@@ -216,11 +216,8 @@ class _Differentiable(torch.autograd.Function):
         x, values, crow_indices, col_indices, bias, row_indices = ctx.saved_tensors  # type: ignore[attr-defined]
         if row_indices is not None:
             gradient = gradient.index_select(-1, row_indices)
-        shape = (len(bias), x.shape[-1])
-        with torch.enable_grad():
-            leaf = values.detach().requires_grad_()
-            dense = BlockSparseMatrix(leaf, crow_indices, col_indices, shape).to_dense()
-        flat = gradient.reshape(-1, shape[0])
-        outer = flat.T @ x.reshape(-1, shape[1])
-        (value_gradient,) = torch.autograd.grad(dense, leaf, outer)
-        return gradient @ dense.detach(), value_gradient, *(None,) * 3, flat.sum(dim=0), *(None,) * 3
+        matrix = BlockSparseMatrix(values, crow_indices, col_indices, (len(bias), x.shape[-1]))
+        flat = gradient.reshape(-1, len(bias))
+        outer = flat.T @ x.reshape(-1, x.shape[-1])
+        value_gradient = split_blocks(outer, matrix.block_shape)[matrix.places()]
+        return gradient @ matrix.to_dense(), value_gradient, *(None,) * 3, flat.sum(dim=0), *(None,) * 3

@@ -47,12 +47,9 @@ class BlockSparseMatrix:
         grid = grid_shape((rows, columns), block_shape)
         if tuple(keep.shape) != grid:
             raise ValueError(f"keep: expected the grid shape {grid}, got {tuple(keep.shape)}")
-        padded = dense.new_zeros(grid[0] * block_shape[0], grid[1] * block_shape[1])
-        padded[:rows, :columns] = dense
-        blocks = padded.view(grid[0], block_shape[0], grid[1], block_shape[1]).transpose(1, 2)
         kept_per_row = keep.sum(dim=1)
         return cls(
-            values=blocks[keep].contiguous(),
+            values=split_blocks(dense, block_shape)[keep].contiguous(),
             crow_indices=functional.pad(kept_per_row.cumsum(0), (1, 0)).to(torch.int32),
             col_indices=keep.nonzero()[:, 1].to(torch.int32),
             shape=(rows, columns),
@@ -79,16 +76,34 @@ class BlockSparseMatrix:
         if bool(((row * grid[1] + col).diff() <= 0).any()):
             raise ValueError("col_indices: expected increasing values within each grid row")
 
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """``(rows, columns)`` of a block."""
+        return self.values.shape[1], self.values.shape[2]
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Grid row and grid column of each block, int64 ``(blocks,)`` each."""
+        crow = self.crow_indices.long()
+        every = torch.arange(len(crow) - 1, device=crow.device)
+        # Its size given, so that a compiler knows it.
+        row = torch.repeat_interleave(every, crow.diff(), output_size=len(self.values))
+        return row, self.col_indices.long()
+
     def to_dense(self) -> Tensor:
         """The matrix with zeros for the blocks that are not stored, ``(rows, columns)``."""
-        block_shape = (self.values.shape[1], self.values.shape[2])
+        block_shape = self.block_shape
         grid = grid_shape(self.shape, block_shape)
-        crow = self.crow_indices.long()
-        row = torch.repeat_interleave(torch.arange(grid[0], device=crow.device), crow.diff())
-        blocks = self.values.new_zeros(*grid, *block_shape)
-        blocks = blocks.index_put((row, self.col_indices.long()), self.values)
+        blocks = self.values.new_zeros(*grid, *block_shape).index_put(self.places(), self.values)
         padded = blocks.transpose(1, 2).reshape(grid[0] * block_shape[0], grid[1] * block_shape[1])
         return padded[: self.shape[0], : self.shape[1]]
+
+
+def split_blocks(dense: Tensor, block_shape: tuple[int, int]) -> Tensor:
+    """All blocks of a matrix: ``(grid rows, grid columns, *block_shape)``; zeros past the edge."""
+    rows, columns = dense.shape
+    (grid_rows, grid_columns), (height, width) = grid_shape((rows, columns), block_shape), block_shape
+    padded = functional.pad(dense, (0, grid_columns * width - columns, 0, grid_rows * height - rows))
+    return padded.view(grid_rows, height, grid_columns, width).transpose(1, 2)
 
 
 #: What a layer may apply to its output.
