@@ -178,16 +178,29 @@ def test_values_in_another_layout_give_the_same():
 
 
 @native
-def test_threads_do_not_change_the_result():
+@pytest.mark.parametrize("block_shape", [(16, 16), (64, 32), (16, 4), (32, 1), (16, 1)])
+@pytest.mark.parametrize("density", [0.0, 1.0, 0.5])
+def test_packed_blocks_are_not_copied(block_shape, density):
+    matrix = random_matrix(64, 32, block_shape, density, torch.Generator().manual_seed(0))
+    matrix = replace(matrix, values=packed(matrix.values))
+    x, bias = torch.randn(3, 32), torch.randn(64)
+    with torch.profiler.profile() as profile:
+        block_sparse_linear(x, matrix, bias)
+    assert [event.key for event in profile.key_averages()] == ["hf_mlprune::block_sparse_linear"]
+
+
+@native
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_threads_do_not_change_the_result(name):
     matrix = random_matrix(300, 200, (16, 16), 0.4, torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     try:
-        for tokens in (1, 16, 100, 1000):
+        for tokens in (1, 7, 13, 16, 55, 100, 1000):
             x = torch.randn(tokens, 200)
             found = []
-            for threads in (1, 2, 5):
+            for threads in (1, 2, 3, 5):
                 torch.set_num_threads(threads)
-                found.append(block_sparse_linear(x, matrix))
+                found.append(block_sparse_linear(x, matrix, instruction_set=name))
             assert all(torch.equal(found[0], other) for other in found), tokens
     finally:
         torch.set_num_threads(before)

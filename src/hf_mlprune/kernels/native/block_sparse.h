@@ -35,13 +35,11 @@ struct Product {
   Activation activation;
 };
 
-// Part of a product: tokens in tiles, and strips of rows.
+// Part of a product: tokens in tiles, and rows of the grid.
 struct Part {
   int64_t tile_begin, tile_end, tiles;
-  int64_t strip_begin, strip_end;
+  int64_t row_begin, row_end;
 };
-
-inline int64_t strips_per_grid_row(const Product& p) { return (p.block_rows + kStrip - 1) / kStrip; }
 
 // First token of a tile; tiles differ by one token at most.
 inline int64_t tile_start(int64_t tokens, int64_t tiles, int64_t tile) {

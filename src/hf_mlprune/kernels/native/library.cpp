@@ -98,38 +98,36 @@ bool has_one_stride(const Array& x) {
   return true;
 }
 
-// Runs of strips with about equal numbers of blocks.
-std::vector<int64_t> split_strips(const Product& p, int64_t strips, int64_t parts) {
-  const int64_t each = strips_per_grid_row(p), blocks = p.crow[strips / each];
+// Runs of grid rows with about equal numbers of blocks.
+std::vector<int64_t> split_rows(const Product& p, int64_t grid_rows, int64_t parts) {
   std::vector<int64_t> bounds{0};
   for (int64_t part = 1; part < parts; ++part) {
-    // A strip without blocks costs something too: its outputs are written.
-    const int64_t wanted = (blocks + strips / each) * part / parts;
-    int64_t row = bounds.back() / each;
-    while (row < strips / each && p.crow[row] + row < wanted) ++row;
-    bounds.push_back(row * each);
+    // A row without blocks costs something too: its outputs are written.
+    const int64_t wanted = (p.crow[grid_rows] + grid_rows) * part / parts;
+    int64_t row = bounds.back();
+    while (row < grid_rows && p.crow[row] + row < wanted) ++row;
+    bounds.push_back(row);
   }
-  bounds.push_back(strips);
+  bounds.push_back(grid_rows);
   return bounds;
 }
 
 void run(const InstructionSet& set, const Product& p) {
   const int64_t grid_rows = (p.rows + p.block_rows - 1) / p.block_rows;
-  const int64_t strips = grid_rows * strips_per_grid_row(p);
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t tiles = (p.tokens + set.tile - 1) / set.tile;
   // Products of less work than this are done before a second thread has woken.
   constexpr double kSerial = 1 << 18;
   const double work = static_cast<double>(p.crow[grid_rows]) * p.block_rows * p.block_columns * p.tokens;
   if (threads == 1 || work < kSerial) {
-    set.run(p, {0, tiles, tiles, 0, strips});
+    set.run(p, {0, tiles, tiles, 0, grid_rows});
   } else if (tiles >= threads) {
     const int64_t even = (tiles + threads - 1) / threads * threads;
     torch::stable::parallel_for(0, even, 1, [&](int64_t begin, int64_t end) {
-      set.run(p, {begin, end, even, 0, strips});
+      set.run(p, {begin, end, even, 0, grid_rows});
     });
   } else {
-    const std::vector<int64_t> bounds = split_strips(p, strips, threads);
+    const std::vector<int64_t> bounds = split_rows(p, grid_rows, threads);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       set.run(p, {0, tiles, tiles, bounds[begin], bounds[end]});
     });
@@ -225,9 +223,10 @@ AtenTensorHandle multiply(
     offsets = token_offsets(x, p.tokens);
     p.row_offsets = offsets.data();
   }
-  const bool is_packed =
-      blocks == 0 || (values.strides[0] == p.block_rows * p.block_columns && values.strides[1] == 1 &&
-                      values.strides[2] == p.block_rows);
+  // The stride of a dimension of size 1 may be anything.
+  const bool is_packed = blocks == 0 || ((blocks == 1 || values.strides[0] == p.block_rows * p.block_columns) &&
+                                         (p.block_rows == 1 || values.strides[1] == 1) &&
+                                         (p.block_columns == 1 || values.strides[2] == p.block_rows));
   std::optional<Tensor> packed, list;
   if (!is_packed) packed = torch::stable::contiguous(torch::stable::transpose(values.tensor(), 1, 2));
   if (bias.strides[0] != 1) list = torch::stable::contiguous(bias.tensor());
