@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -148,6 +150,34 @@ def test_any_leading_dimensions_and_strides():
         assert y.is_contiguous()
 
 
+@st.composite
+def strided(draw):
+    """``(..., 24)`` with up to four leading dimensions: permuted, cut out of larger ones, or repeated."""
+    sizes = [*draw(st.lists(st.sampled_from([1, 1, 2, 3]), max_size=4)), 24]
+    order = draw(st.one_of(st.just(range(len(sizes))), st.permutations(range(len(sizes)))))
+    kinds = [draw(st.sampled_from(["whole", "cut", "every second", "repeated"])) for _ in sizes]
+    # Stored sizes, as a factor and a constant.
+    stored = {"whole": (1, 0), "cut": (1, 2), "every second": (2, 0), "repeated": (0, 1)}
+    factor, more = zip(*(stored[kind] for kind in kinds), strict=True)
+    base = torch.randn([factor[d] * sizes[d] + more[d] for d in order])
+    x = base.permute([order.index(d) for d in range(len(sizes))])
+    for d, kind in enumerate(kinds):
+        if kind == "cut":
+            x = x.narrow(d, 1, sizes[d])
+        elif kind == "every second":
+            x = x[(slice(None),) * d + (slice(None, None, 2),)]
+    return x.expand(sizes)
+
+
+@native
+@settings(max_examples=1000)
+@given(x=strided())
+def test_every_stride(x):
+    matrix = random_matrix(40, 24, (16, 16), 0.5, torch.Generator().manual_seed(0))
+    y = block_sparse_linear(x, matrix)
+    torch.testing.assert_close(y.double(), dense_result(x, matrix, None), atol=1e-4, rtol=0)
+
+
 @native
 @pytest.mark.parametrize("block_shape", [(16, 16), (8, 8), (32, 1)])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -248,12 +278,84 @@ def test_no_layout_changes_under_an_optimizer(tmp_path):
 
 
 @native
-def test_second_derivatives_are_refused():
+def test_second_derivatives_are_those_of_the_dense_product():
     matrix = random_matrix(32, 32, (16, 16), 0.5, torch.Generator().manual_seed(0))
-    x = torch.randn(4, 32, requires_grad=True)
-    (gradient,) = torch.autograd.grad(block_sparse_linear(x, matrix).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    dense = matrix.to_dense()
+    x = torch.randn(32)
+    found, expected = (
+        torch.autograd.functional.hessian(lambda x, product=product: product(x).pow(3).sum(), x)
+        for product in (lambda x: block_sparse_linear(x, matrix), lambda x: functional.linear(x, dense))
+    )
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+TRANSFORMS = {
+    "jvp": lambda layer, x: torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1],
+    "jacfwd": lambda layer, x: torch.func.jacfwd(layer)(x),
+    "jacrev": lambda layer, x: torch.func.jacrev(layer)(x),
+    "vmap": lambda layer, x: torch.func.vmap(layer)(x),
+    "grad": lambda layer, x: torch.func.grad(lambda x: layer(x).square().sum())(x),
+}
+
+
+@native
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning"
+)  # torch's own, about forward-mode rules
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_function_transforms_are_right(name, frozen):
+    layer = BlockSparseLinear(32, 48, (16, 16), 4).eval().requires_grad_(not frozen)
+    linear = partial(functional.linear, weight=layer.matrix().to_dense().detach(), bias=layer.bias)
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(TRANSFORMS[name](layer, x), TRANSFORMS[name](linear, x))
+
+
+@native
+def test_the_operation_itself_refuses_transforms_and_warns_without_gradients():
+    matrix = random_matrix(32, 32, (16, 16), 0.5, torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match=r"no torch\.func, no forward-mode differentiation; use torch\.nn"):
+        torch.func.vmap(lambda x: block_sparse_linear(x, matrix))(torch.randn(3, 32))
+    x = torch.randn(3, 32, requires_grad=True)
+    parts = (matrix.values, matrix.crow_indices, matrix.col_indices, torch.zeros(32))
+    y = torch.ops.hf_mlprune.block_sparse_linear(x, *parts)
+    with pytest.warns(UserWarning, match="autograd kernel was not registered"):
+        y.sum().backward()
+
+
+@native
+def test_traced_layers_are_saved(tmp_path):
+    layer = BlockSparseLinear(32, 48, (16, 16), 4).eval()
+    x = torch.randn(3, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.trace(layer, (x,)).save(tmp_path / "layer.pt")
+        loaded = torch.jit.load(tmp_path / "layer.pt")
+    torch.testing.assert_close(loaded(x), layer(x))
+
+
+@native
+def test_layers_without_bias_and_of_made_up_weights():
+    layer = BlockSparseLinear(32, 48, (16, 16), 4, bias=False).eval()
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(layer(x), functional.linear(x, layer.matrix().to_dense()))
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Hardtanh(-0.01, 0.01))
+    with torch.no_grad():
+        for scale in (1.0, 0.0):
+            layer.parametrizations.weight.original.mul_(scale)
+            torch.testing.assert_close(layer(x), functional.linear(x, layer.matrix().to_dense()))
+
+
+@native
+@pytest.mark.parametrize("shape", [(0, 32), (48, 0)])
+def test_gradients_of_nothing(shape):
+    rows, columns = shape
+    matrix = BlockSparseMatrix.from_dense(
+        torch.empty(shape), torch.zeros(-(-rows // 16), -(-columns // 16)) > 0, (16, 16)
+    )
+    x = torch.randn(3, columns, requires_grad=True)
+    block_sparse_linear(x, matrix, torch.zeros(rows, requires_grad=True)).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(3, columns))
 
 
 @native
@@ -316,13 +418,33 @@ def test_compiled_whole_and_exported_with_any_number_of_tokens(tmp_path):
     torch.testing.assert_close(*gradients)
 
 
+BOTH_IN_ONE_ROW = torch.tensor([0, 2, 2], dtype=torch.int32)
+
+
 @native
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"col_indices": torch.tensor([0, 9], dtype=torch.int32)}, "columns of the grid"),
         ({"col_indices": torch.tensor([0, -1], dtype=torch.int32)}, "columns of the grid"),
+        ({"col_indices": torch.tensor([-(2**31), 0], dtype=torch.int32)}, "columns of the grid"),
+        (
+            {"crow_indices": BOTH_IN_ONE_ROW, "col_indices": torch.tensor([1, 0]).int()},
+            "increasing within each row",
+        ),
+        (
+            {"crow_indices": BOTH_IN_ONE_ROW, "col_indices": torch.tensor([1, 1]).int()},
+            "increasing within each row",
+        ),
+        (
+            {"crow_indices": BOTH_IN_ONE_ROW, "col_indices": torch.tensor([0, -(2**31)]).int()},
+            "columns of the grid",
+        ),
         ({"col_indices": torch.tensor([0], dtype=torch.int32)}, "one entry per block"),
+        (
+            {"values": torch.zeros(2, 16, 16, device="meta")},
+            "expected all tensors on one device, got cpu, meta",
+        ),
         ({"col_indices": torch.tensor([0, 1])}, "int32"),
         ({"crow_indices": torch.tensor([0, 1, 9], dtype=torch.int32)}, "0 to blocks"),
         ({"crow_indices": torch.tensor([1, 1, 2], dtype=torch.int32)}, "0 to blocks"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling.block_sparse import BlockSparseLinear
-from .operation import DTYPES, WHY_NOT, instruction_set, packed, product
+from .operation import DTYPES, WHY_NOT, instruction_set, is_transformed, packed, product
 
 #: Rows of W that the native code computes at once: a lower block costs as much as one of 16 rows.
 STRIP_ROWS = 16
@@ -64,14 +64,19 @@ class NativeProduct:
         """The layer's output, or ``None`` where it is to be multiplied as a dense one."""
         # Not as attributes, which a module looks up in Python: four of them take longer than a small product.
         parameters, buffers = linear._parameters, linear._buffers
+        # Others have made these a function of something else (torch.nn.utils.parametrize and prune).
+        if "weight" not in parameters or "bias" not in parameters:
+            return None
         weight: Tensor = parameters["weight"]  # type: ignore[assignment]
         bias = parameters["bias"]
         dtype = x.dtype
         if (
             not x.is_cpu
+            or x.layout is not torch.strided
             or dtype is not weight.dtype
             or dtype not in DTYPES
             or torch.is_autocast_enabled("cpu")
+            or is_transformed()
         ):
             return None
         return product(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..modeling.block_sparse import ACTIVATIONS, BlockSparseMatrix, split_blocks
 
@@ -16,6 +18,7 @@ NOT_BUILT = Path(__file__).with_name("not_built.txt")
 ACTIVATION_NUMBERS = {"none": 0, "gelu": 1, "relu": 2}
 INSTRUCTION_SETS = {"": 0, "avx2": 1, "avx512": 2}
 DTYPES = (torch.float32, torch.bfloat16)
+INSTEAD = "use torch.nn.functional.linear with to_dense()"
 
 
 def _load() -> str:
@@ -32,8 +35,6 @@ def _load() -> str:
         ("hf_mlprune::block_sparse_linear.scattered", _fake_scattered),
     ):
         torch.library.register_fake(name, fake)
-        # Past autograd, which `_Differentiable` sees to: at one token the way through it would be felt.
-        torch.library.impl(name, "Autograd", torch.library.fallthrough_kernel)
     if not torch.ops.hf_mlprune.instruction_set():
         return "this processor lacks AVX2 and FMA, which the native code needs"
     return ""
@@ -48,7 +49,7 @@ def _fake(
     activation: int = 0,
     instruction_set: int = 0,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], bias.shape[0])
+    return _fake_output(x, values, crow_indices, col_indices, bias, size=bias.shape[0])
 
 
 def _fake_scattered(
@@ -62,7 +63,17 @@ def _fake_scattered(
     activation: int = 0,
     instruction_set: int = 0,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], scatter_size)
+    return _fake_output(x, values, crow_indices, col_indices, bias, row_indices, size=scatter_size)
+
+
+def _fake_output(x: Tensor, *others: Tensor, size: int) -> Tensor:
+    # One meta tensor among real ones comes here, too: there is nothing to compute then.
+    if any(other.device != x.device for other in others):
+        devices = sorted({str(tensor.device) for tensor in (x, *others)})
+        raise RuntimeError(
+            f"block_sparse_linear: expected all tensors on one device, got {', '.join(devices)}"
+        )
+    return x.new_empty(*x.shape[:-1], size)
 
 
 #: Why there is no native code on this machine; empty where there is.
@@ -75,6 +86,14 @@ _scattered = None if WHY_NOT else torch.ops.hf_mlprune.block_sparse_linear.scatt
 def instruction_set() -> str:
     """What the native code uses on this processor: ``"avx512"``, ``"avx2"``, or ``""`` without it."""
     return "" if WHY_NOT else str(torch.ops.hf_mlprune.instruction_set())
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work, which only dense products follow.
+
+    torch has no public question for either.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def packed(values: Tensor) -> Tensor:
@@ -98,8 +117,8 @@ def block_sparse_linear(
 ) -> Tensor:
     """``act(x W^T + b)``, of which only stored blocks are computed.
 
-    Differentiable (through a dense W). Fastest where blocks are at least 16 rows tall; lower ones leave
-    lanes of the processor's vectors idle.
+    Differentiable in reverse mode (through a dense W). Fastest where blocks are at least 16 rows tall; lower
+    ones leave lanes of the processor's vectors idle.
 
     Args:
         x: ``(..., columns)``, float32 or bfloat16, on the CPU, any strides.
@@ -114,8 +133,11 @@ def block_sparse_linear(
         ``(..., rows)``, or ``(..., scatter_size)``.
 
     Raises:
-        RuntimeError: there is no native code, or an argument is not as described.
+        RuntimeError: there is no native code, an argument is not as described, or a transform of
+            ``torch.func`` or forward-mode differentiation runs.
     """
+    if is_transformed():
+        raise RuntimeError(f"block_sparse_linear: no torch.func, no forward-mode differentiation; {INSTEAD}")
     for what, name, names in (
         ("activation", activation, ACTIVATION_NUMBERS),
         ("instruction_set", instruction_set, INSTRUCTION_SETS),
@@ -155,16 +177,24 @@ def product(
     activation: str,
     instruction_set: str = "",
 ) -> Tensor:
-    """:func:`block_sparse_linear` for layers, which know their parts to fit one another.
+    """:func:`block_sparse_linear` for layers, which know their parts to fit one another and have a bias.
 
     At one token each step of Python is felt: the operation itself takes a W as wide as x.
+
+    Returns:
+        As :func:`block_sparse_linear`.
     """
     if _plain is None or _scattered is None:
-        raise RuntimeError(f"block_sparse_linear: {WHY_NOT}; use torch.nn.functional.linear with to_dense()")
+        raise RuntimeError(f"block_sparse_linear: {WHY_NOT}; {INSTEAD}")
     shape = x.shape
     if not shape or shape[-1] != columns:
         raise RuntimeError(f"x: expected (..., {columns}), got {tuple(shape)}")
-    if torch.is_grad_enabled() and (x.requires_grad or values.requires_grad or bias.requires_grad):
+    if (
+        torch.is_grad_enabled()
+        and (x.requires_grad or values.requires_grad or bias.requires_grad)
+        # What torch.jit traces cannot hold a Python function.
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    ):
         y: Tensor = _Differentiable.apply(  # type: ignore[no-untyped-call]
             x, values, crow_indices, col_indices, columns, bias, row_indices, scatter_size, instruction_set
         )
@@ -211,13 +241,19 @@ class _Differentiable(torch.autograd.Function):
         )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, values, crow_indices, col_indices, bias, row_indices = ctx.saved_tensors  # type: ignore[attr-defined]
         if row_indices is not None:
             gradient = gradient.index_select(-1, row_indices)
         matrix = BlockSparseMatrix(values, crow_indices, col_indices, (len(bias), x.shape[-1]))
-        flat = gradient.reshape(-1, len(bias))
-        outer = flat.T @ x.reshape(-1, x.shape[-1])
-        value_gradient = split_blocks(outer, matrix.block_shape)[matrix.places()]
-        return gradient @ matrix.to_dense(), value_gradient, *(None,) * 3, flat.sum(dim=0), *(None,) * 3
+        tokens = math.prod(x.shape[:-1])
+        flat = gradient.reshape(tokens, len(bias))
+        of_x = of_values = of_bias = None
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            of_x = gradient @ matrix.to_dense()
+        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
+            of_dense = flat.T @ x.reshape(tokens, x.shape[-1])
+            of_values = split_blocks(of_dense, matrix.block_shape)[matrix.places()]
+        if ctx.needs_input_grad[5]:  # type: ignore[attr-defined]
+            of_bias = flat.sum(dim=0)
+        return of_x, of_values, *(None,) * 3, of_bias, *(None,) * 3

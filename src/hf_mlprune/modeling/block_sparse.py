@@ -147,6 +147,8 @@ class BlockSparseLinear(nn.Module):
     #: One slot, which `hf_mlprune.kernels` fills; empty where a checkpoint's own code runs.
     accelerator: ClassVar[Accelerator | None] = None
 
+    weight: Tensor
+    bias: nn.Parameter | None
     crow_indices: Tensor
     col_indices: Tensor
     row_indices: Tensor
@@ -173,7 +175,7 @@ class BlockSparseLinear(nn.Module):
         # a weight would no longer match the optimizer's moments.
         empty = torch.empty(blocks, block_shape[1], block_shape[0]).transpose(1, 2)
         self.weight = nn.Parameter(empty.normal_(std=0.02))
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
         # Some valid layout of this many blocks; a checkpoint or `set_matrix` brings the real one.
         crow = (torch.arange(grid[0] + 1) * grid[1]).clamp(max=blocks)
         col = torch.arange(blocks) % max(grid[1], 1)
@@ -181,7 +183,7 @@ class BlockSparseLinear(nn.Module):
         self.register_buffer("col_indices", col.to(torch.int32))
         self.register_buffer("row_indices", scatter)
         self._accelerated = False
-        self._dense: tuple[tuple[int, int, torch.dtype, torch.device], Tensor] | None = None
+        self._dense: tuple[Tensor, int, Tensor] | None = None
 
     @torch.no_grad()
     def set_matrix(self, matrix: BlockSparseMatrix) -> None:
@@ -209,10 +211,15 @@ class BlockSparseLinear(nn.Module):
     def _dense_weight(self) -> Tensor:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.matrix().to_dense()
-        key = (self.weight._version, id(self.weight), self.weight.dtype, self.weight.device)
-        if self._dense is None or self._dense[0] != key:
-            self._dense = (key, self.matrix().to_dense())
-        return self._dense[1]
+        weight = self.weight
+        if self._dense is not None:
+            made_from, version, dense = self._dense
+            same_kind = dense.dtype is weight.dtype and dense.device == weight.device
+            if made_from is weight and version == weight._version and same_kind:
+                return dense
+        dense = self.matrix().to_dense()
+        self._dense = (weight, weight._version, dense)
+        return dense
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``, or ``(..., scatter_size)``."""

@@ -1,4 +1,4 @@
-// For x86-64 with AVX-512 F, BW and VL. See avx2.cpp for what may stand here.
+// For x86-64 with AVX-512 F, BW, DQ and VL. See avx2.cpp for what may stand here.
 #include <immintrin.h>
 
 #include <algorithm>

@@ -13,9 +13,9 @@ constexpr int kStrip = 16;
 // line may not be wanted.
 constexpr int kWide = 16, kNarrow = 4;
 
-// One product. Pointers are to float, or to bfloat16 where `half` is set.
+// One product. Pointers are to float, or to bfloat16 where it is set.
 struct Product {
-  bool half;
+  bool bfloat16;
   const void* x;               // (tokens, columns), see row_offset and column_stride
   const int64_t* row_offsets;  // (tokens,) offsets of rows in elements; null: row_stride * token
   int64_t row_stride;

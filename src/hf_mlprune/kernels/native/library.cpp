@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -91,11 +92,17 @@ std::vector<int64_t> token_offsets(const Array& x, int64_t tokens) {
   return offsets;
 }
 
-// Whether all leading dimensions can be walked by one stride.
-bool has_one_stride(const Array& x) {
-  for (int64_t d = x.dim - 2; d > 0; --d)
-    if (x.sizes[d - 1] != 1 && x.strides[d - 1] != x.strides[d] * x.sizes[d]) return false;
-  return true;
+// The one stride that walks all leading dimensions, if there is one. Those of size 1 have strides that mean nothing.
+std::optional<int64_t> one_stride(const Array& x) {
+  std::optional<int64_t> stride;
+  int64_t next = 0;
+  for (int64_t d = x.dim - 2; d >= 0; --d) {
+    if (x.sizes[d] == 1) continue;
+    if (stride && x.strides[d] != next) return std::nullopt;
+    if (!stride) stride = x.strides[d];
+    next = x.strides[d] * x.sizes[d];
+  }
+  return stride ? stride : 0;
 }
 
 // Runs of grid rows with about equal numbers of blocks.
@@ -112,7 +119,8 @@ std::vector<int64_t> split_rows(const Product& p, int64_t grid_rows, int64_t par
   return bounds;
 }
 
-void run(const InstructionSet& set, const Product& p) {
+// The whole product, in parts for torch's threads.
+void share_out(const Product& p, const InstructionSet& set) {
   const int64_t grid_rows = (p.rows + p.block_rows - 1) / p.block_rows;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t tiles = (p.tokens + set.tile - 1) / set.tile;
@@ -122,9 +130,10 @@ void run(const InstructionSet& set, const Product& p) {
   if (threads == 1 || work < kSerial) {
     set.run(p, {0, tiles, tiles, 0, grid_rows});
   } else if (tiles >= threads) {
-    const int64_t even = (tiles + threads - 1) / threads * threads;
-    torch::stable::parallel_for(0, even, 1, [&](int64_t begin, int64_t end) {
-      set.run(p, {begin, end, even, 0, grid_rows});
+    // As many tiles for each thread; they are lower then, by less than half.
+    const int64_t more = (tiles + threads - 1) / threads * threads;
+    torch::stable::parallel_for(0, more, 1, [&](int64_t begin, int64_t end) {
+      set.run(p, {begin, end, more, 0, grid_rows});
     });
   } else {
     const std::vector<int64_t> bounds = split_rows(p, grid_rows, threads);
@@ -134,9 +143,14 @@ void run(const InstructionSet& set, const Product& p) {
   }
 }
 
+struct Delete {
+  void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
+};
+using Output = std::unique_ptr<AtenTensorOpaque, Delete>;
+
 // Memory for y, (..., outputs), and its handle. Much of it asks for huge pages: clearing fresh pages of 4 KiB one by
 // one would take up to half of the time at low densities.
-AtenTensorHandle make_output(const Array& x, Product& p) {
+Output make_output(const Array& x, Product& p) {
   constexpr int64_t kMost = 64;
   STD_TORCH_CHECK(x.dim <= kMost, "x: expected at most ", kMost, " dimensions, got ", x.dim);
   int64_t sizes[kMost], strides[kMost], stride = 1;
@@ -145,13 +159,14 @@ AtenTensorHandle make_output(const Array& x, Product& p) {
     strides[d] = stride;
     stride *= std::max<int64_t>(sizes[d], 1);
   }
-  AtenTensorHandle y;
+  AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(x.dim, sizes, strides, x.dtype, aoti_torch_device_type_cpu(), 0, &y));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(y, &p.y));
+      aoti_torch_empty_strided(x.dim, sizes, strides, x.dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  Output y(handle);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &p.y));
   constexpr uintptr_t kHuge = 2 << 20;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(p.y);
-  const uintptr_t end = begin + p.tokens * p.outputs * (p.half ? 2 : 4);
+  const uintptr_t end = begin + p.tokens * p.outputs * (p.bfloat16 ? 2 : 4);
   const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
   // Advice only: where it is refused, nothing is lost.
   if (end >= first + kHuge)
@@ -159,19 +174,45 @@ AtenTensorHandle make_output(const Array& x, Product& p) {
   return y;
 }
 
+// Few and in the cache: what native code reads and writes by is checked at every call.
+void check_structure(const Product& p, int64_t blocks) {
+  const int64_t grid_rows = (p.rows + p.block_rows - 1) / p.block_rows;
+  const int64_t grid_columns = (p.columns + p.block_columns - 1) / p.block_columns;
+  STD_TORCH_CHECK(p.crow[0] == 0 && p.crow[grid_rows] == blocks, "crow_indices: expected 0 to blocks");
+  for (int64_t r = 0; r < grid_rows; ++r)
+    STD_TORCH_CHECK(p.crow[r] <= p.crow[r + 1], "crow_indices: expected increasing values");
+  // Without branches, so that the compiler takes several at once: the highest bit is set by a negative column, and by
+  // one that is not above the one before.
+  uint32_t bad = 0;
+  bool is_within = true;
+  for (int64_t r = 0; r < grid_rows; ++r) {
+    const int64_t begin = p.crow[r], end = p.crow[r + 1];
+    if (begin == end) continue;
+    const auto* col = reinterpret_cast<const uint32_t*>(p.col);
+    bad |= col[begin];
+    for (int64_t b = begin + 1; b < end; ++b) bad |= col[b] | (col[b] - col[b - 1] - 1);
+    is_within &= p.col[end - 1] < grid_columns;
+  }
+  STD_TORCH_CHECK(
+      bad >> 31 == 0 && is_within, "col_indices: expected columns of the grid of x, increasing within each row");
+  if (p.row_places)
+    for (int64_t r = 0; r < p.rows; ++r)
+      STD_TORCH_CHECK(
+          p.row_places[r] >= 0 && p.row_places[r] < p.outputs, "row_indices: expected places below scatter_size");
+}
+
 // y = act(x W^T + b); W is as wide as x. With `places`, (rows,), row r is written to place places[r] of `outputs`.
-AtenTensorHandle multiply(
+AtenTensorHandle multiply_arrays(
     const Array& x, const Array& values, const Array& crow, const Array& col, const Array& bias,
     const Array* places, int64_t outputs, int64_t activation, int64_t instruction_set) {
   const int best = best_instruction_set();
   STD_TORCH_CHECK(
       best > 0 && instruction_set >= 0 && instruction_set <= best,
       "instruction_set: expected a processor that has it; this one has number ", best, ", got ", instruction_set);
-  const InstructionSet& set = kInstructionSets[instruction_set ? instruction_set : best];
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation: expected 0, 1 or 2, got ", activation);
   Product p{};
-  p.half = x.dtype == aoti_torch_dtype_bfloat16();
-  STD_TORCH_CHECK(p.half || x.dtype == aoti_torch_dtype_float32(), "x: expected float32 or bfloat16");
+  p.bfloat16 = x.dtype == aoti_torch_dtype_bfloat16();
+  STD_TORCH_CHECK(p.bfloat16 || x.dtype == aoti_torch_dtype_float32(), "x: expected float32 or bfloat16");
   STD_TORCH_CHECK(x.dim > 0, "x: expected (..., columns)");
   STD_TORCH_CHECK(values.dim == 3, "values: expected (blocks, block rows, block columns)");
   STD_TORCH_CHECK(values.dtype == x.dtype, "values: expected the dtype of x");
@@ -187,38 +228,22 @@ AtenTensorHandle multiply(
   p.outputs = outputs;
   p.activation = static_cast<Activation>(activation);
   STD_TORCH_CHECK(p.block_rows > 0 && p.block_columns > 0, "values: expected blocks of some size");
-  const int64_t grid_rows = (p.rows + p.block_rows - 1) / p.block_rows;
   STD_TORCH_CHECK(
-      crow.is_list(grid_rows + 1, aoti_torch_dtype_int32()), "crow_indices: expected int32 (grid rows + 1,)");
+      crow.is_list((p.rows + p.block_rows - 1) / p.block_rows + 1, aoti_torch_dtype_int32()),
+      "crow_indices: expected contiguous int32 (grid rows + 1,)");
   STD_TORCH_CHECK(
-      col.is_list(blocks, aoti_torch_dtype_int32()), "col_indices: expected int32, one entry per block");
+      col.is_list(blocks, aoti_torch_dtype_int32()), "col_indices: expected contiguous int32, one entry per block");
   STD_TORCH_CHECK(
       !places || places->is_list(p.rows, aoti_torch_dtype_int64()),
-      "row_indices: expected int64, one place per row");
+      "row_indices: expected contiguous int64, one place per row");
   p.crow = static_cast<const int32_t*>(crow.data);
   p.col = static_cast<const int32_t*>(col.data);
-  // Few and in the cache: what native code reads and writes by is checked at every call.
-  STD_TORCH_CHECK(p.crow[0] == 0 && p.crow[grid_rows] == blocks, "crow_indices: expected 0 to blocks");
-  for (int64_t r = 0; r < grid_rows; ++r)
-    STD_TORCH_CHECK(p.crow[r] <= p.crow[r + 1], "crow_indices: expected increasing values");
-  const int64_t grid_columns = (p.columns + p.block_columns - 1) / p.block_columns;
-  const auto last = static_cast<uint32_t>(std::min<int64_t>(grid_columns, INT32_MAX) - 1);
-  // Without branches, so that the compiler takes several at once: a bad one sets the highest bit.
-  uint32_t bits = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const auto column = static_cast<uint32_t>(p.col[b]);
-    bits |= column | (last - column);
-  }
-  STD_TORCH_CHECK(bits >> 31 == 0, "col_indices: expected columns of the grid of x");
-  if (places) {
-    p.row_places = static_cast<const int64_t*>(places->data);
-    for (int64_t r = 0; r < p.rows; ++r)
-      STD_TORCH_CHECK(
-          p.row_places[r] >= 0 && p.row_places[r] < outputs, "row_indices: expected places below scatter_size");
-  }
+  if (places) p.row_places = static_cast<const int64_t*>(places->data);
+  check_structure(p, blocks);
+
   std::vector<int64_t> offsets;
-  if (has_one_stride(x)) {
-    p.row_stride = x.dim > 1 ? x.strides[x.dim - 2] : 0;
+  if (const std::optional<int64_t> stride = one_stride(x)) {
+    p.row_stride = *stride;
   } else {
     offsets = token_offsets(x, p.tokens);
     p.row_offsets = offsets.data();
@@ -227,31 +252,32 @@ AtenTensorHandle multiply(
   const bool is_packed = blocks == 0 || ((blocks == 1 || values.strides[0] == p.block_rows * p.block_columns) &&
                                          (p.block_rows == 1 || values.strides[1] == 1) &&
                                          (p.block_columns == 1 || values.strides[2] == p.block_rows));
-  std::optional<Tensor> packed, list;
-  if (!is_packed) packed = torch::stable::contiguous(torch::stable::transpose(values.tensor(), 1, 2));
-  if (bias.strides[0] != 1) list = torch::stable::contiguous(bias.tensor());
+  std::optional<Tensor> packed_values, packed_bias;
+  if (!is_packed) packed_values = torch::stable::contiguous(torch::stable::transpose(values.tensor(), 1, 2));
+  if (p.rows > 1 && bias.strides[0] != 1) packed_bias = torch::stable::contiguous(bias.tensor());
   p.x = x.data;
-  p.values = packed ? packed->data_ptr() : values.data;
-  p.bias = list ? list->data_ptr() : bias.data;
+  p.values = packed_values ? packed_values->data_ptr() : values.data;
+  p.bias = packed_bias ? packed_bias->data_ptr() : bias.data;
 
-  const AtenTensorHandle y = make_output(x, p);
-  if (p.tokens == 0 || outputs == 0) return y;
-  if (places) std::memset(p.y, 0, p.tokens * outputs * (p.half ? 2 : 4));
-  if (p.rows > 0) run(set, p);
-  return y;
+  Output y = make_output(x, p);
+  if (p.tokens > 0 && outputs > 0) {
+    if (places) std::memset(p.y, 0, p.tokens * outputs * (p.bfloat16 ? 2 : 4));
+    if (p.rows > 0) share_out(p, kInstructionSets[instruction_set ? instruction_set : best]);
+  }
+  return y.release();
 }
 
 // The overloads, in torch's boxed calling convention: arguments on the stack, which become the callee's.
 void block_sparse_linear(StableIValue* stack, uint64_t, uint64_t) {
   const Array x(stack[0]), values(stack[1]), crow(stack[2]), col(stack[3]), bias(stack[4]);
-  stack[0] = boxed::from(multiply(
+  stack[0] = boxed::from(multiply_arrays(
       x, values, crow, col, bias, nullptr, bias.dim == 1 ? bias.sizes[0] : 0, boxed::to<int64_t>(stack[5]),
       boxed::to<int64_t>(stack[6])));
 }
 
 void block_sparse_linear_scattered(StableIValue* stack, uint64_t, uint64_t) {
   const Array x(stack[0]), values(stack[1]), crow(stack[2]), col(stack[3]), bias(stack[4]), places(stack[5]);
-  stack[0] = boxed::from(multiply(
+  stack[0] = boxed::from(multiply_arrays(
       x, values, crow, col, bias, &places, boxed::to<int64_t>(stack[6]), boxed::to<int64_t>(stack[7]),
       boxed::to<int64_t>(stack[8])));
 }
