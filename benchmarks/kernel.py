@@ -44,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--instruction-set", default="", help="avx2 or avx512; the best, if left out")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--densities", type=float, nargs="+", help="others, such as those near 1; no plot")
+    parser.add_argument("--bfloat16", action="store_true", help="instead of float32")
     parser.add_argument("--layers", action="store_true", help="nn.Linear against BlockSparseLinear")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--engines", action="store_true", help="other engines, too")
@@ -73,7 +74,7 @@ def sparse_layer(x: Tensor, matrix: BlockSparseMatrix, bias: Tensor) -> Callable
     """A layer of this matrix, with the best instruction set."""
     rows, columns = matrix.shape
     blocks, height, width = matrix.values.shape
-    layer = BlockSparseLinear(columns, rows, (height, width), blocks)
+    layer = BlockSparseLinear(columns, rows, (height, width), blocks).to(x.dtype)
     layer.set_matrix(matrix)
     with torch.no_grad():
         assert layer.bias is not None
@@ -113,11 +114,12 @@ def time_calls(calls: Calls, args: argparse.Namespace) -> dict[str, tuple[float,
 def measure(shape: tuple[int, int], tokens: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """All variants of one shape and number of tokens."""
     columns, rows = shape
-    x, weight, bias = torch.randn(tokens, columns), torch.randn(rows, columns), torch.randn(rows)
+    dtype = torch.bfloat16 if args.bfloat16 else torch.float32
+    x, weight, bias = (torch.randn(size).to(dtype) for size in ((tokens, columns), (rows, columns), (rows,)))
     block_shape = (args.block_shape[0], args.block_shape[1])
     dense: Callable[[], object] = partial(functional.linear, x, weight, bias)
     if args.layers:
-        linear = nn.Linear(columns, rows).eval()
+        linear = nn.Linear(columns, rows, dtype=dtype).eval()
         linear.load_state_dict({"weight": weight, "bias": bias})
         dense = partial(linear, x)
     grid = -(-rows // block_shape[0]) * -(-columns // block_shape[1])
@@ -199,7 +201,8 @@ def main() -> None:
             print(shape, tokens, *cells[1:], flush=True)
             rows += found
     chosen = args.instruction_set or instruction_set()
-    name = f"kernel_{chosen}_{args.threads}_{'x'.join(map(str, args.block_shape))}{'_layers' * args.layers}"
+    name = f"kernel_{chosen}_{args.threads}_{'x'.join(map(str, args.block_shape))}"
+    name += "_bfloat16" * args.bfloat16 + "_layers" * args.layers
     if args.densities:
         speedups = {
             density: geometric_mean([r["speedup"] for r in rows if r["variant"] == f"sparse_{density}"])

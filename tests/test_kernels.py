@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -91,6 +92,93 @@ def test_fused_activations(activation, name):
     y = block_sparse_linear(x, matrix, activation=activation, instruction_set=name)
     expected = getattr(functional, activation)(dense_result(x, matrix, None))
     torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=1e-5)
+
+
+def assert_rounded(y, expected, dtype):
+    """Sums in float32, rounded once to the nearest of `dtype`."""
+    half_unit = torch.finfo(dtype).eps / 2
+    torch.testing.assert_close(y.double(), expected, atol=3e-5, rtol=half_unit * 1.01)
+
+
+@native
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_every_way_out_of_the_sums(tokens, scattered, activation, dtype, name):
+    generator = torch.Generator().manual_seed(0)
+    matrix = random_matrix(70, 33, (16, 16), 0.6, generator, dtype)
+    x = (torch.randn(tokens, 33, generator=generator) * 3).to(dtype)
+    bias = torch.randn(70, generator=generator).to(dtype)
+    places = torch.arange(70) + (torch.arange(70) > 20) * 3
+    y = block_sparse_linear(
+        x,
+        matrix,
+        bias,
+        activation=activation,
+        instruction_set=name,
+        **({"row_indices": places, "scatter_size": 75} if scattered else {}),
+    )
+    expected = dense_result(x, matrix, bias)
+    if activation != "none":
+        expected = getattr(functional, activation)(expected)
+    if scattered:
+        expected = torch.zeros(tokens, 75, dtype=torch.float64).index_copy(1, places, expected)
+    assert_rounded(y, expected, dtype)
+    x[:, 0] = float("nan")
+    bad = block_sparse_linear(x, matrix, bias, activation=activation, instruction_set=name)
+    reached = replace(matrix, values=torch.ones_like(matrix.values)).to_dense()[:, 0].bool()
+    assert torch.equal(bad.isnan(), reached.expand(tokens, 70))
+
+
+@native
+@pytest.mark.skipif(len(INSTRUCTION_SETS) < 2, reason="one instruction set")
+def test_the_instruction_set_asked_for_is_used():
+    """They take their sums in different orders."""
+    matrix = random_matrix(64, 512, (16, 16), 1.0, torch.Generator().manual_seed(0))
+    x = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(*(block_sparse_linear(x, matrix, instruction_set=n) for n in INSTRUCTION_SETS))
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block_shape", [(16, 16), (32, 1), (24, 20)])
+def test_what_reaches_over_the_edge_is_ignored(block_shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    matrix = random_matrix(70, 33, block_shape, 0.6, generator, dtype)
+    x = torch.randn(9, 33, generator=generator).to(dtype)
+    expected = block_sparse_linear(x, matrix)
+    inside = BlockSparseMatrix.from_dense(torch.ones(70, 33), torch.ones_like(grid_of(matrix)), block_shape)
+    outside = inside.values[grid_of(matrix).flatten()] == 0
+    assert bool(outside.any())
+    matrix.values[outside] = float("nan")
+    assert torch.equal(block_sparse_linear(x, matrix), expected)
+
+
+def grid_of(matrix):
+    """Which blocks are kept, bool ``(grid rows, grid columns)``."""
+    rows, columns = matrix.places()
+    size = -(-matrix.shape[0] // matrix.block_shape[0]), -(-matrix.shape[1] // matrix.block_shape[1])
+    return torch.zeros(size, dtype=torch.bool).index_put((rows, columns), torch.tensor(True))
+
+
+@native
+@pytest.mark.parametrize("blocks", [1, 6])
+def test_values_and_bias_of_any_strides(blocks):
+    generator = torch.Generator().manual_seed(0)
+    matrix = BlockSparseMatrix(
+        packed(torch.randn(2 * blocks, 16, 16, generator=generator))[::2],
+        torch.tensor([0, blocks]).int(),
+        torch.arange(blocks).int(),
+        (16, 96),
+    )
+    x, wide = torch.randn(5, 96, generator=generator), torch.randn(32, generator=generator)
+    loose = replace(matrix, values=matrix.values.contiguous())
+    for matrix_given in (matrix, loose):
+        for bias in (wide[::2], wide[:1].expand(16)):
+            y = block_sparse_linear(x, matrix_given, bias)
+            torch.testing.assert_close(y.double(), dense_result(x, matrix, bias), atol=1e-4, rtol=0)
 
 
 @native
@@ -418,6 +506,11 @@ def test_compiled_whole_and_exported_with_any_number_of_tokens(tmp_path):
     torch.testing.assert_close(*gradients)
 
 
+def freed(tensor):
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 BOTH_IN_ONE_ROW = torch.tensor([0, 2, 2], dtype=torch.int32)
 
 
@@ -448,7 +541,15 @@ BOTH_IN_ONE_ROW = torch.tensor([0, 2, 2], dtype=torch.int32)
         ({"col_indices": torch.tensor([0, 1])}, "int32"),
         ({"crow_indices": torch.tensor([0, 1, 9], dtype=torch.int32)}, "0 to blocks"),
         ({"crow_indices": torch.tensor([1, 1, 2], dtype=torch.int32)}, "0 to blocks"),
-        ({"crow_indices": torch.tensor([0, -5, 2], dtype=torch.int32)}, "increasing"),
+        ({"crow_indices": torch.tensor([0, -5, 2], dtype=torch.int32)}, "do not end before they begin"),
+        ({"crow_indices": torch.tensor([0, 9, 1, 9, 2, 9], dtype=torch.int32)[::2]}, "contiguous int32"),
+        ({"col_indices": torch.tensor([0, 9, 1, 9], dtype=torch.int32)[::2]}, "contiguous int32"),
+        ({"values": torch.empty(0, 2**63 - 1, 1), "crow_indices": torch.zeros(0).int()}, "sizes up to"),
+        ({"x": torch.zeros(1).expand(2, 2**60)}, "sizes up to"),
+        ({"x": torch.zeros(1).expand(2**20, 2**20, 32)}, "tokens"),
+        ({"x": freed(torch.zeros(3, 32))}, "storage was freed"),
+        ({"crow_indices": freed(torch.zeros(3).int())}, "storage was freed"),
+        ({"bias": freed(torch.zeros(32))}, "storage was freed"),
         ({"crow_indices": torch.tensor([0, 2], dtype=torch.int32)}, "grid rows"),
         ({"values": torch.zeros(2, 16)}, "block rows, block columns"),
         ({"values": torch.zeros(2, 16, 16, dtype=torch.float64)}, "dtype of x"),
@@ -457,11 +558,14 @@ BOTH_IN_ONE_ROW = torch.tensor([0, 2, 2], dtype=torch.int32)
         ({"bias": torch.zeros(16)}, "grid rows"),
         ({"bias": torch.zeros(2, 16)}, r"bias: expected \(rows,\)"),
         ({"bias": torch.zeros(32, dtype=torch.bfloat16)}, r"bias: expected \(rows,\) of the dtype of x"),
-        ({"row_indices": torch.full((32,), 99)}, "expected places below scatter_size"),
-        ({"row_indices": torch.full((32,), -1)}, "expected places below scatter_size"),
+        ({"row_indices": torch.full((32,), 99)}, "increasing places below scatter_size"),
+        ({"row_indices": torch.arange(-1, 31)}, "increasing places below scatter_size"),
+        ({"row_indices": torch.zeros(32).long()}, "increasing places below scatter_size"),
+        ({"row_indices": torch.arange(64)[::2], "scatter_size": 64}, "contiguous int64"),
+        ({"scatter_size": -1}, "scatter_size: expected 0 to"),
         ({"row_indices": torch.arange(32, dtype=torch.int32)}, "one place per row"),
         ({"row_indices": torch.arange(16)}, "one place per row"),
-        ({"scatter_size": 31}, "expected places below scatter_size"),
+        ({"scatter_size": 31}, "increasing places below scatter_size"),
         ({"x": torch.zeros(3, 16)}, "columns of the grid"),
         ({"x": torch.zeros(())}, r"x: expected \(..., columns\)"),
         ({"activation": 3}, "activation: expected 0, 1 or 2, got 3"),
@@ -571,6 +675,64 @@ def test_a_layer_is_native_again_once_its_dtype_allows_it():
         halves = layer.to(torch.bfloat16)(x.to(torch.bfloat16))
     assert halves.dtype is torch.bfloat16
     torch.testing.assert_close(halves.float(), expected, rtol=0.05, atol=0.05)
+
+
+@native
+def test_bfloat16_is_native_up_to_half_of_the_matrix():
+    for blocks, served in ((8, True), (9, False)):
+        layer = BlockSparseLinear(64, 64, (16, 16), blocks).eval().bfloat16()
+        assert bool(why_dense(layer)) is not served
+        x = torch.randn(3, 64).bfloat16()
+        with torch.no_grad():
+            expected = functional.linear(x, layer.matrix().to_dense(), layer.bias)
+            torch.testing.assert_close(layer(x), expected, atol=1e-2, rtol=1e-2)
+        assert (layer._dense is None) is served
+    assert why_dense(layer) == (
+        "0.56 of the matrix would be computed; 0.5 is the most that is faster in torch.bfloat16"
+    )
+    assert not why_dense(layer.float())
+
+
+@native
+def test_computed_weights_are_explained():
+    layer = BlockSparseLinear(64, 64, (16, 16), 6).eval()
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    assert explain(layer) == {"dense: its weight or bias is computed from something else": 1}
+
+
+@native
+def test_the_dense_copy_goes_when_native_code_serves_again():
+    layer = BlockSparseLinear(64, 64, (16, 16), 6).eval()
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+        assert layer._dense is not None
+        assert pickle.loads(pickle.dumps(layer))._dense is None
+        layer(x)
+    assert layer._dense is None
+
+
+def test_weights_made_in_inference_mode():
+    x = torch.randn(3, 64)
+    with torch.inference_mode():
+        for layer in (
+            BlockSparseLinear(64, 64, (4, 16), 60).eval(),
+            BlockSparseLinear(64, 64, (16, 16), 6).eval().double(),
+        ):
+            for scale in (1.0, 2.0):
+                layer.weight.mul_(scale)
+                given = x.to(layer.weight.dtype)
+                expected = functional.linear(given, layer.matrix().to_dense(), layer.bias)
+                torch.testing.assert_close(layer(given), expected)
+
+
+def test_pickled_layers_run_where_nothing_is_native(monkeypatch):
+    layer = BlockSparseLinear(64, 64, (16, 16), 6).eval()
+    x = torch.randn(3, 64)
+    expected, data = layer(x), pickle.dumps(layer)
+    monkeypatch.setattr(BlockSparseLinear, "accelerator", None)
+    torch.testing.assert_close(pickle.loads(data)(x), expected)
 
 
 WITHOUT_COMPILER = """

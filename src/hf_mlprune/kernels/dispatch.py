@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling.block_sparse import BlockSparseLinear
-from .operation import DTYPES, WHY_NOT, instruction_set, is_transformed, packed, product
+from .operation import WHY_NOT, instruction_set, is_transformed, packed, product
 
 #: Rows of W that the native code computes at once: a lower block costs as much as one of 16 rows.
 STRIP_ROWS = 16
+#: Share of the matrix up to which the native code is the faster one, idle lanes included (docs/kernel.md):
+#: torch multiplies bfloat16 by instructions of its own where the processor has them, native code as float32.
+CROSSOVER = {torch.float32: 1.0, torch.bfloat16: 0.5}
 
 logger = logging.get_logger(__name__)
 
@@ -21,20 +24,23 @@ def why_dense(linear: BlockSparseLinear) -> str:
     """Why a layer is multiplied as a dense matrix on the CPU; empty if the native operation serves it."""
     if WHY_NOT:
         return WHY_NOT
-    if linear.weight.dtype not in DTYPES:
+    # Others have made it a function of something else (torch.nn.utils.parametrize and prune).
+    if "weight" not in linear._parameters or "bias" not in linear._parameters:
+        return "its weight or bias is computed from something else"
+    if linear.weight.dtype not in CROSSOVER:
         return f"the native code has no {linear.weight.dtype}"
-    return _why_idle(linear)
+    return _why_slower(linear, linear.weight.dtype)
 
 
-def _why_idle(linear: BlockSparseLinear) -> str:
+def _why_slower(linear: BlockSparseLinear, dtype: torch.dtype) -> str:
     blocks, rows, columns = linear.weight.shape
     whole = linear.in_features * linear.out_features
     # Idle lanes of the processor's vectors included.
     computed = blocks * -(-rows // STRIP_ROWS) * STRIP_ROWS * columns
-    # Up to there dense was no faster on average (docs/kernel.md).
-    if computed > whole:
+    if computed > whole * CROSSOVER[dtype]:
         low = f", as blocks of {rows} rows fill {STRIP_ROWS}" if rows < STRIP_ROWS else ""
-        return f"{computed / whole:.2f} of the matrix would be computed{low}"
+        most = f"{CROSSOVER[dtype]:g} is the most that is faster in {dtype}"
+        return f"{computed / whole:.2f} of the matrix would be computed{low}; {most}"
     return ""
 
 
@@ -49,7 +55,7 @@ def explain(model: nn.Module) -> dict[str, int]:
 class NativeProduct:
     """What :class:`BlockSparseLinear` calls; see there."""
 
-    def prepare(self, linear: BlockSparseLinear) -> bool:
+    def prepare(self, linear: BlockSparseLinear) -> tuple[torch.dtype, ...]:
         """Lay a layer's blocks out for the native code, once; say once if there is none.
 
         In training mode, too: it must not happen between two steps of an optimizer.
@@ -58,13 +64,13 @@ class NativeProduct:
             logger.warning_once(f"block-sparse layers are multiplied as dense ones: {WHY_NOT}")
         if not linear.weight.transpose(1, 2).is_contiguous():
             linear.weight.data = packed(linear.weight.data)
-        return not WHY_NOT and not _why_idle(linear)
+        return () if WHY_NOT else tuple(dtype for dtype in CROSSOVER if not _why_slower(linear, dtype))
 
     def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:
         """The layer's output, or ``None`` where it is to be multiplied as a dense one."""
         # Not as attributes, which a module looks up in Python: four of them take longer than a small product.
         parameters, buffers = linear._parameters, linear._buffers
-        # Others have made these a function of something else (torch.nn.utils.parametrize and prune).
+        # See `why_dense`.
         if "weight" not in parameters or "bias" not in parameters:
             return None
         weight: Tensor = parameters["weight"]  # type: ignore[assignment]
@@ -74,7 +80,7 @@ class NativeProduct:
             not x.is_cpu
             or x.layout is not torch.strided
             or dtype is not weight.dtype
-            or dtype not in DTYPES
+            or dtype not in linear._accelerated
             or torch.is_autocast_enabled("cpu")
             or is_transformed()
         ):

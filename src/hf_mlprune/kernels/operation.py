@@ -17,7 +17,6 @@ NOT_BUILT = Path(__file__).with_name("not_built.txt")
 #: The numbers that the native code knows these by; the best instruction set is 0.
 ACTIVATION_NUMBERS = {"none": 0, "gelu": 1, "relu": 2}
 INSTRUCTION_SETS = {"": 0, "avx2": 1, "avx512": 2}
-DTYPES = (torch.float32, torch.bfloat16)
 INSTEAD = "use torch.nn.functional.linear with to_dense()"
 
 
@@ -124,7 +123,8 @@ def block_sparse_linear(
         x: ``(..., columns)``, float32 or bfloat16, on the CPU, any strides.
         matrix: W, of the dtype of x; fastest if its values are :func:`packed`.
         bias: ``(rows,)``.
-        row_indices: int64 ``(rows,)``, place of each row among ``scatter_size`` outputs, the others zero.
+        row_indices: int64 ``(rows,)``, increasing: place of each row among ``scatter_size`` outputs, the
+            others zero.
         scatter_size: see ``row_indices``.
         activation: ``"none"``, ``"gelu"`` (by erf) or ``"relu"``.
         instruction_set: ``"avx2"`` or ``"avx512"``; by default the best of this processor.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -113,11 +113,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "
 class Accelerator(Protocol):
     """A faster product than that with the dense matrix."""
 
-    def prepare(self, linear: BlockSparseLinear) -> bool:
+    def prepare(self, linear: BlockSparseLinear) -> tuple[torch.dtype, ...]:
         """Called when a layer is put into a mode; may lay its blocks out anew in memory.
 
         Returns:
-            Whether :meth:`multiply` is to be asked at all.
+            Dtypes that :meth:`multiply` serves for this layer; it is not asked where there are none.
         """
 
     def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:
@@ -182,7 +182,7 @@ class BlockSparseLinear(nn.Module):
         self.register_buffer("crow_indices", crow.to(torch.int32))
         self.register_buffer("col_indices", col.to(torch.int32))
         self.register_buffer("row_indices", scatter)
-        self._accelerated = False
+        self._accelerated: tuple[torch.dtype, ...] = ()
         self._dense: tuple[Tensor, int, Tensor] | None = None
 
     @torch.no_grad()
@@ -205,13 +205,26 @@ class BlockSparseLinear(nn.Module):
         """
         self._dense = None
         super().train(mode)
-        self._accelerated = self.accelerator is not None and self.accelerator.prepare(self)
+        self._prepare()
         return self
 
+    def _prepare(self) -> None:
+        self._accelerated = () if self.accelerator is None else self.accelerator.prepare(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dense": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # Copied to a process that may have another accelerator, or none.
+        self._prepare()
+
     def _dense_weight(self) -> Tensor:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.matrix().to_dense()
         weight = self.weight
+        # Writes to an inference tensor are not counted.
+        is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if not is_kept or weight.is_inference():
+            return self.matrix().to_dense()
         if self._dense is not None:
             made_from, version, dense = self._dense
             same_kind = dense.dtype is weight.dtype and dense.device == weight.device
@@ -226,6 +239,8 @@ class BlockSparseLinear(nn.Module):
         if self._accelerated and self.accelerator is not None and not self.training:
             y = self.accelerator.multiply(self, x)
             if y is not None:
+                if self._dense is not None:
+                    self._dense = None
                 return y
         y = functional.linear(x, self._dense_weight(), self.bias)
         if self.activation != "none":

@@ -8,8 +8,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -48,20 +50,39 @@ int best_instruction_set() {
   return best;
 }
 
-// An argument, which it owns, and what is asked of it here. At one token each question to torch is felt, and the
-// shared ownership of torch::stable::Tensor, too.
+struct Delete {
+  void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
+};
+// Without the shared ownership of torch::stable::Tensor, which is felt at one token.
+using Owned = std::unique_ptr<AtenTensorOpaque, Delete>;
+
+// The first arguments, which are tensors and become the callee's.
+template <size_t N>
+std::array<Owned, N> take(const StableIValue* stack) {
+  std::array<Owned, N> tensors;
+  for (size_t i = 0; i < N; ++i) tensors[i].reset(boxed::to<AtenTensorHandle>(stack[i]));
+  return tensors;
+}
+
+// No size is above this, so that products of two and of one with a few bytes are far from overflow.
+constexpr int64_t kMostSize = std::numeric_limits<int32_t>::max();
+
+// What is asked of a tensor here. At one token each question to torch is felt.
 class Array {
  public:
-  explicit Array(StableIValue argument) : handle(boxed::to<AtenTensorHandle>(argument)) {
+  explicit Array(const Owned& tensor) : handle(tensor.get()) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dim));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+    bool is_empty = false;
+    for (int64_t d = 0; d < dim; ++d) {
+      is_empty |= sizes[d] == 0;
+      STD_TORCH_CHECK(sizes[d] <= kMostSize, "expected sizes up to ", kMostSize, ", got ", sizes[d]);
+    }
+    STD_TORCH_CHECK(data || is_empty, "expected tensors with memory, got one whose storage was freed");
   }
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
-  ~Array() { aoti_torch_delete_tensor_object(handle); }
 
   bool is_list(int64_t count, int32_t type) const {
     return dim == 1 && sizes[0] == count && dtype == type && (count < 2 || strides[0] == 1);
@@ -143,14 +164,9 @@ void share_out(const Product& p, const InstructionSet& set) {
   }
 }
 
-struct Delete {
-  void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
-};
-using Output = std::unique_ptr<AtenTensorOpaque, Delete>;
-
 // Memory for y, (..., outputs), and its handle. Much of it asks for huge pages: clearing fresh pages of 4 KiB one by
 // one would take up to half of the time at low densities.
-Output make_output(const Array& x, Product& p) {
+Owned make_output(const Array& x, Product& p) {
   constexpr int64_t kMost = 64;
   STD_TORCH_CHECK(x.dim <= kMost, "x: expected at most ", kMost, " dimensions, got ", x.dim);
   int64_t sizes[kMost], strides[kMost], stride = 1;
@@ -162,7 +178,7 @@ Output make_output(const Array& x, Product& p) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(x.dim, sizes, strides, x.dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  Output y(handle);
+  Owned y(handle);
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &p.y));
   constexpr uintptr_t kHuge = 2 << 20;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(p.y);
@@ -180,7 +196,7 @@ void check_structure(const Product& p, int64_t blocks) {
   const int64_t grid_columns = (p.columns + p.block_columns - 1) / p.block_columns;
   STD_TORCH_CHECK(p.crow[0] == 0 && p.crow[grid_rows] == blocks, "crow_indices: expected 0 to blocks");
   for (int64_t r = 0; r < grid_rows; ++r)
-    STD_TORCH_CHECK(p.crow[r] <= p.crow[r + 1], "crow_indices: expected increasing values");
+    STD_TORCH_CHECK(p.crow[r] <= p.crow[r + 1], "crow_indices: expected rows that do not end before they begin");
   // Without branches, so that the compiler takes several at once: the highest bit is set by a negative column, and by
   // one that is not above the one before.
   uint32_t bad = 0;
@@ -198,7 +214,8 @@ void check_structure(const Product& p, int64_t blocks) {
   if (p.row_places)
     for (int64_t r = 0; r < p.rows; ++r)
       STD_TORCH_CHECK(
-          p.row_places[r] >= 0 && p.row_places[r] < p.outputs, "row_indices: expected places below scatter_size");
+          p.row_places[r] >= (r ? p.row_places[r - 1] + 1 : 0) && p.row_places[r] < p.outputs,
+          "row_indices: expected increasing places below scatter_size");
 }
 
 // y = act(x W^T + b); W is as wide as x. With `places`, (rows,), row r is written to place places[r] of `outputs`.
@@ -219,12 +236,18 @@ AtenTensorHandle multiply_arrays(
   STD_TORCH_CHECK(bias.dim == 1 && bias.dtype == x.dtype, "bias: expected (rows,) of the dtype of x");
   const int64_t blocks = values.sizes[0];
   p.tokens = 1;
-  for (int64_t d = 0; d < x.dim - 1; ++d) p.tokens *= x.sizes[d];
+  int64_t extent = 1;
+  for (int64_t d = 0; d < x.dim - 1; ++d) {
+    p.tokens *= x.sizes[d];
+    extent *= std::max<int64_t>(x.sizes[d], 1);
+    STD_TORCH_CHECK(extent <= kMostSize, "x: expected up to ", kMostSize, " tokens");
+  }
   p.columns = x.sizes[x.dim - 1];
   p.column_stride = x.strides[x.dim - 1];
   p.block_rows = values.sizes[1];
   p.block_columns = values.sizes[2];
   p.rows = bias.sizes[0];
+  STD_TORCH_CHECK(outputs >= 0 && outputs <= kMostSize, "scatter_size: expected 0 to ", kMostSize, ", got ", outputs);
   p.outputs = outputs;
   p.activation = static_cast<Activation>(activation);
   STD_TORCH_CHECK(p.block_rows > 0 && p.block_columns > 0, "values: expected blocks of some size");
@@ -259,7 +282,7 @@ AtenTensorHandle multiply_arrays(
   p.values = packed_values ? packed_values->data_ptr() : values.data;
   p.bias = packed_bias ? packed_bias->data_ptr() : bias.data;
 
-  Output y = make_output(x, p);
+  Owned y = make_output(x, p);
   if (p.tokens > 0 && outputs > 0) {
     if (places) std::memset(p.y, 0, p.tokens * outputs * (p.bfloat16 ? 2 : 4));
     if (p.rows > 0) share_out(p, kInstructionSets[instruction_set ? instruction_set : best]);
@@ -269,14 +292,17 @@ AtenTensorHandle multiply_arrays(
 
 // The overloads, in torch's boxed calling convention: arguments on the stack, which become the callee's.
 void block_sparse_linear(StableIValue* stack, uint64_t, uint64_t) {
-  const Array x(stack[0]), values(stack[1]), crow(stack[2]), col(stack[3]), bias(stack[4]);
+  const auto tensors = take<5>(stack);
+  const Array x(tensors[0]), values(tensors[1]), crow(tensors[2]), col(tensors[3]), bias(tensors[4]);
   stack[0] = boxed::from(multiply_arrays(
       x, values, crow, col, bias, nullptr, bias.dim == 1 ? bias.sizes[0] : 0, boxed::to<int64_t>(stack[5]),
       boxed::to<int64_t>(stack[6])));
 }
 
 void block_sparse_linear_scattered(StableIValue* stack, uint64_t, uint64_t) {
-  const Array x(stack[0]), values(stack[1]), crow(stack[2]), col(stack[3]), bias(stack[4]), places(stack[5]);
+  const auto tensors = take<6>(stack);
+  const Array x(tensors[0]), values(tensors[1]), crow(tensors[2]), col(tensors[3]), bias(tensors[4]),
+      places(tensors[5]);
   stack[0] = boxed::from(multiply_arrays(
       x, values, crow, col, bias, &places, boxed::to<int64_t>(stack[6]), boxed::to<int64_t>(stack[7]),
       boxed::to<int64_t>(stack[8])));
