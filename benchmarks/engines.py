@@ -25,7 +25,7 @@ def torch_bsr(x: Tensor, matrix: BlockSparseMatrix, bias: Tensor) -> Callable[[]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "in beta state"
         weight = torch.sparse_bsr_tensor(
-            matrix.crow_indices, matrix.col_indices, matrix.values.contiguous(), matrix.shape
+            matrix.crow_indices, matrix.col_indices, matrix.values.transpose(1, 2).contiguous(), matrix.shape
         )
     return partial(functional.linear, x, weight, bias)
 

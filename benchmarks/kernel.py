@@ -13,7 +13,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.nn import functional
 
 import engines
 from common import RESULTS, write_result
-from hf_mlprune.kernels import instruction_set, packed
+from hf_mlprune.kernels import instruction_set
 from hf_mlprune.kernels.operation import INSTRUCTION_SETS
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from hf_mlprune.timing import interleave
@@ -57,8 +56,7 @@ def random_matrix(dense: Tensor, density: float, block_shape: tuple[int, int]) -
     count = grid[0] * grid[1]
     keep = torch.zeros(count, dtype=torch.bool)
     keep[torch.randperm(count)[: round(density * count)]] = True
-    matrix = BlockSparseMatrix.from_dense(dense, keep.view(grid), block_shape)
-    return replace(matrix, values=packed(matrix.values))
+    return BlockSparseMatrix.from_dense(dense, keep.view(grid), block_shape)
 
 
 def sparse_operation(x: Tensor, matrix: BlockSparseMatrix, bias: Tensor, name: str) -> Callable[[], object]:
@@ -73,8 +71,7 @@ def sparse_operation(x: Tensor, matrix: BlockSparseMatrix, bias: Tensor, name: s
 def sparse_layer(x: Tensor, matrix: BlockSparseMatrix, bias: Tensor) -> Callable[[], object]:
     """A layer of this matrix, with the best instruction set."""
     rows, columns = matrix.shape
-    blocks, height, width = matrix.values.shape
-    layer = BlockSparseLinear(columns, rows, (height, width), blocks).to(x.dtype)
+    layer = BlockSparseLinear(columns, rows, matrix.block_shape, len(matrix.values)).to(x.dtype)
     layer.set_matrix(matrix)
     with torch.no_grad():
         assert layer.bias is not None

@@ -272,7 +272,7 @@ def first_sparse(tensors) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["structure"].update(version=99), "format version 1, got 99"),
+        (lambda c: c["structure"].update(version=99), "format version 2, got 99"),
         (lambda c: c.update(structure=None), "structure: expected an object, got NoneType"),
         (lambda c: c["structure"]["layers"].pop(), "expected 2 layers, got 1"),
         (lambda c: c["structure"]["layers"][0].update(heads="0-999999999"), "expected indices below 4"),

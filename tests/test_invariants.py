@@ -274,5 +274,5 @@ def test_heads_and_blocks_reach_a_density_that_heads_alone_cannot():
 def test_saved_config_is_versioned_and_readable(pruned_folder):
     config = AutoConfig.from_pretrained(pruned_folder)
     assert config.model_type == "pruned_bert"
-    assert config.structure["version"] == 1
+    assert config.structure["version"] == 2
     assert all(isinstance(layer["heads"], str) for layer in config.structure["layers"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional
 
 from ..modeling.block_sparse import BlockSparseMatrix
 from ..timing import interleave
-from .operation import WHY_NOT, block_sparse_linear, instruction_set, packed
+from .operation import WHY_NOT, block_sparse_linear, instruction_set
 
 SHAPES = ((768, 768), (3072, 768), (384, 1536))
 TOKENS = (1, 128, 4096)
@@ -31,7 +30,6 @@ def main() -> None:
         weight, bias = torch.randn(rows, columns), torch.randn(rows)
         keep = torch.rand(rows // 16, columns // 16) < DENSITY
         matrix = BlockSparseMatrix.from_dense(weight, keep, (16, 16))
-        matrix = replace(matrix, values=packed(matrix.values))
         for tokens in TOKENS:
             x = torch.randn(tokens, columns)
             with torch.inference_mode():

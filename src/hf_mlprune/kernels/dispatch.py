@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling.block_sparse import BlockSparseLinear
-from .operation import WHY_NOT, instruction_set, is_transformed, packed, product
+from .operation import WHY_NOT, instruction_set, is_transformed, product
 
 #: Rows of W that the native code computes at once: a lower block costs as much as one of 16 rows.
 STRIP_ROWS = 16
@@ -33,7 +33,7 @@ def why_dense(linear: BlockSparseLinear) -> str:
 
 
 def _why_slower(linear: BlockSparseLinear, dtype: torch.dtype) -> str:
-    blocks, rows, columns = linear.weight.shape
+    blocks, columns, rows = linear.weight.shape
     whole = linear.in_features * linear.out_features
     # Idle lanes of the processor's vectors included.
     computed = blocks * -(-rows // STRIP_ROWS) * STRIP_ROWS * columns
@@ -56,14 +56,9 @@ class NativeProduct:
     """What :class:`BlockSparseLinear` calls; see there."""
 
     def prepare(self, linear: BlockSparseLinear) -> tuple[torch.dtype, ...]:
-        """Lay a layer's blocks out for the native code, once; say once if there is none.
-
-        In training mode, too: it must not happen between two steps of an optimizer.
-        """
+        """Say once if there is no native code."""
         if WHY_NOT and not linear.training:
             logger.warning_once(f"block-sparse layers are multiplied as dense ones: {WHY_NOT}")
-        if not linear.weight.transpose(1, 2).is_contiguous():
-            linear.weight.data = packed(linear.weight.data)
         return () if WHY_NOT else tuple(dtype for dtype in CROSSOVER if not _why_slower(linear, dtype))
 
     def multiply(self, linear: BlockSparseLinear, x: Tensor) -> Tensor | None:

@@ -95,15 +95,6 @@ def is_transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def packed(values: Tensor) -> Tensor:
-    """Blocks ``(blocks, rows, columns)`` laid out as the native code reads them; the same values.
-
-    Each block stands transposed in memory, so that 16 rows of one column are one vector. Other layouts
-    are right, too, but copied at every call.
-    """
-    return values.transpose(1, 2).contiguous().transpose(1, 2)
-
-
 def block_sparse_linear(
     x: Tensor,
     matrix: BlockSparseMatrix,
@@ -121,7 +112,7 @@ def block_sparse_linear(
 
     Args:
         x: ``(..., columns)``, float32 or bfloat16, on the CPU, any strides.
-        matrix: W, of the dtype of x; fastest if its values are :func:`packed`.
+        matrix: W, of the dtype of x; values that are not contiguous are copied at every call.
         bias: ``(rows,)``.
         row_indices: int64 ``(rows,)``, increasing: place of each row among ``scatter_size`` outputs, the
             others zero.
@@ -253,7 +244,7 @@ class _Differentiable(torch.autograd.Function):
             of_x = gradient @ matrix.to_dense()
         if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
             of_dense = flat.T @ x.reshape(tokens, x.shape[-1])
-            of_values = split_blocks(of_dense, matrix.block_shape)[matrix.places()]
+            of_values = split_blocks(of_dense, matrix.block_shape)[matrix.places()].transpose(1, 2)
         if ctx.needs_input_grad[5]:  # type: ignore[attr-defined]
             of_bias = flat.sum(dim=0)
         return of_x, of_values, *(None,) * 3, of_bias, *(None,) * 3

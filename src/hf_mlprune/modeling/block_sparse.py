@@ -18,8 +18,9 @@ class BlockSparseMatrix:
     """Block-compressed sparse row (BSR) matrix.
 
     Attributes:
-        values: kept blocks, row by row, ``(blocks, block rows, block columns)``. Where a block
-            reaches over the matrix's edge, the part outside is ignored.
+        values: kept blocks, row by row, each transposed: ``(blocks, block columns, block rows)``. So
+            the rows of one column are consecutive in memory, as `hf_mlprune.kernels` reads them. Where
+            a block reaches over the matrix's edge, the part outside is ignored.
         crow_indices: ``(grid rows + 1,)``; blocks of grid row ``r`` are
             ``values[crow_indices[r]:crow_indices[r + 1]]``.
         col_indices: grid column of each block, ``(blocks,)``, increasing within a grid row.
@@ -49,7 +50,7 @@ class BlockSparseMatrix:
             raise ValueError(f"keep: expected the grid shape {grid}, got {tuple(keep.shape)}")
         kept_per_row = keep.sum(dim=1)
         return cls(
-            values=split_blocks(dense, block_shape)[keep].contiguous(),
+            values=split_blocks(dense, block_shape)[keep].transpose(1, 2).contiguous(),
             crow_indices=functional.pad(kept_per_row.cumsum(0), (1, 0)).to(torch.int32),
             col_indices=keep.nonzero()[:, 1].to(torch.int32),
             shape=(rows, columns),
@@ -61,8 +62,8 @@ class BlockSparseMatrix:
         Raises:
             ValueError: what was expected of which field, and what it holds.
         """
-        blocks, *block_shape = self.values.shape
-        grid = grid_shape(self.shape, (block_shape[0], block_shape[1]))
+        blocks = len(self.values)
+        grid = grid_shape(self.shape, self.block_shape)
         crow, col = self.crow_indices.long().cpu(), self.col_indices.long().cpu()
         if tuple(crow.shape) != (grid[0] + 1,):
             raise ValueError(f"crow_indices: expected {grid[0] + 1} entries, got {len(crow)}")
@@ -79,7 +80,7 @@ class BlockSparseMatrix:
     @property
     def block_shape(self) -> tuple[int, int]:
         """``(rows, columns)`` of a block."""
-        return self.values.shape[1], self.values.shape[2]
+        return self.values.shape[2], self.values.shape[1]
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Grid row and grid column of each block, int64 ``(blocks,)`` each."""
@@ -93,7 +94,9 @@ class BlockSparseMatrix:
         """The matrix with zeros for the blocks that are not stored, ``(rows, columns)``."""
         block_shape = self.block_shape
         grid = grid_shape(self.shape, block_shape)
-        blocks = self.values.new_zeros(*grid, *block_shape).index_put(self.places(), self.values)
+        blocks = self.values.new_zeros(*grid, *block_shape).index_put(
+            self.places(), self.values.transpose(1, 2)
+        )
         padded = blocks.transpose(1, 2).reshape(grid[0] * block_shape[0], grid[1] * block_shape[1])
         return padded[: self.shape[0], : self.shape[1]]
 
@@ -114,7 +117,7 @@ class Accelerator(Protocol):
     """A faster product than that with the dense matrix."""
 
     def prepare(self, linear: BlockSparseLinear) -> tuple[torch.dtype, ...]:
-        """Called when a layer is put into a mode; may lay its blocks out anew in memory.
+        """Called when a layer is put into a mode.
 
         Returns:
             Dtypes that :meth:`multiply` serves for this layer; it is not asked where there are none.
@@ -127,8 +130,9 @@ class Accelerator(Protocol):
 class BlockSparseLinear(nn.Module):
     """``y = act(x W^T + b)`` with a block-sparse W, multiplied as a dense matrix where nothing faster serves.
 
-    The blocks are stored under the key ``weight`` as a 3-D tensor, so that a stock model that is
-    pointed at the checkpoint raises a size mismatch instead of re-initialising the layer.
+    The blocks are stored under the key ``weight`` as a 3-D tensor (:attr:`BlockSparseMatrix.values`), so
+    that a stock model that is pointed at the checkpoint raises a size mismatch instead of re-initialising
+    the layer.
 
     Args:
         in_features: columns of W.
@@ -171,10 +175,7 @@ class BlockSparseLinear(nn.Module):
         self.scatter_size = scatter_size
         self.activation = "none"
         grid = grid_shape((out_features, in_features), block_shape)
-        # Each block transposed in memory, as `hf_mlprune.kernels` reads it: laid out anew under an optimizer,
-        # a weight would no longer match the optimizer's moments.
-        empty = torch.empty(blocks, block_shape[1], block_shape[0]).transpose(1, 2)
-        self.weight = nn.Parameter(empty.normal_(std=0.02))
+        self.weight = nn.Parameter(torch.empty(blocks, block_shape[1], block_shape[0]).normal_(std=0.02))
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
         # Some valid layout of this many blocks; a checkpoint or `set_matrix` brings the real one.
         crow = (torch.arange(grid[0] + 1) * grid[1]).clamp(max=blocks)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 ROLES = ("query", "key", "value", "attention_output", "fc1", "fc2")
 
@@ -119,7 +119,8 @@ class Structure:
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"structure: expected format version {FORMAT_VERSION}, got {version!r}; if a newer "
-                "hf-mlprune wrote this checkpoint, upgrade with `pip install -U hf-mlprune`"
+                "hf-mlprune wrote this checkpoint, upgrade with `pip install -U hf-mlprune`; version 1 was "
+                "never released, such a model must be pruned again"
             )
         _expect_keys("structure", data, {"version", "block_shape", "layers", "fingerprint"})
         block_shape = _read_block_shape(data["block_shape"])

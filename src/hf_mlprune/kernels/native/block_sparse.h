@@ -22,7 +22,7 @@ struct Product {
   int64_t column_stride;
   int64_t tokens;
   int64_t columns;
-  const void* values;      // (blocks, block columns, block rows): blocks stand transposed in memory
+  const void* values;      // (blocks, block columns, block rows): each block is transposed
   const int32_t* crow;     // (grid rows + 1,)
   const int32_t* col;      // (blocks,)
   int64_t block_rows;

@@ -231,7 +231,7 @@ AtenTensorHandle multiply_arrays(
   p.bfloat16 = x.dtype == aoti_torch_dtype_bfloat16();
   STD_TORCH_CHECK(p.bfloat16 || x.dtype == aoti_torch_dtype_float32(), "x: expected float32 or bfloat16");
   STD_TORCH_CHECK(x.dim > 0, "x: expected (..., columns)");
-  STD_TORCH_CHECK(values.dim == 3, "values: expected (blocks, block rows, block columns)");
+  STD_TORCH_CHECK(values.dim == 3, "values: expected (blocks, block columns, block rows)");
   STD_TORCH_CHECK(values.dtype == x.dtype, "values: expected the dtype of x");
   STD_TORCH_CHECK(bias.dim == 1 && bias.dtype == x.dtype, "bias: expected (rows,) of the dtype of x");
   const int64_t blocks = values.sizes[0];
@@ -244,8 +244,8 @@ AtenTensorHandle multiply_arrays(
   }
   p.columns = x.sizes[x.dim - 1];
   p.column_stride = x.strides[x.dim - 1];
-  p.block_rows = values.sizes[1];
-  p.block_columns = values.sizes[2];
+  p.block_rows = values.sizes[2];
+  p.block_columns = values.sizes[1];
   p.rows = bias.sizes[0];
   STD_TORCH_CHECK(outputs >= 0 && outputs <= kMostSize, "scatter_size: expected 0 to ", kMostSize, ", got ", outputs);
   p.outputs = outputs;
@@ -272,15 +272,15 @@ AtenTensorHandle multiply_arrays(
     p.row_offsets = offsets.data();
   }
   // The stride of a dimension of size 1 may be anything.
-  const bool is_packed = blocks == 0 || ((blocks == 1 || values.strides[0] == p.block_rows * p.block_columns) &&
-                                         (p.block_rows == 1 || values.strides[1] == 1) &&
-                                         (p.block_columns == 1 || values.strides[2] == p.block_rows));
-  std::optional<Tensor> packed_values, packed_bias;
-  if (!is_packed) packed_values = torch::stable::contiguous(torch::stable::transpose(values.tensor(), 1, 2));
-  if (p.rows > 1 && bias.strides[0] != 1) packed_bias = torch::stable::contiguous(bias.tensor());
+  const bool is_contiguous = blocks == 0 || ((blocks == 1 || values.strides[0] == p.block_rows * p.block_columns) &&
+                                             (p.block_columns == 1 || values.strides[1] == p.block_rows) &&
+                                             (p.block_rows == 1 || values.strides[2] == 1));
+  std::optional<Tensor> own_values, own_bias;
+  if (!is_contiguous) own_values = torch::stable::contiguous(values.tensor());
+  if (p.rows > 1 && bias.strides[0] != 1) own_bias = torch::stable::contiguous(bias.tensor());
   p.x = x.data;
-  p.values = packed_values ? packed_values->data_ptr() : values.data;
-  p.bias = packed_bias ? packed_bias->data_ptr() : bias.data;
+  p.values = own_values ? own_values->data_ptr() : values.data;
+  p.bias = own_bias ? own_bias->data_ptr() : bias.data;
 
   Owned y = make_output(x, p);
   if (p.tokens > 0 && outputs > 0) {
