@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import fields
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 
@@ -19,7 +22,9 @@ from conftest import (
     training_arguments,
 )
 from hf_mlprune import PruningCallback, PruningConfig, attach, report
+from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import pruning_state
+from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.session import SMOOTHED_OVER_ITEMS
 
 #: Its name before and since it changed within transformers 5.
@@ -424,3 +429,49 @@ def run_compiled(folder, *, compile, taught):
     trainer.train()
     assert_pruned(trainer)
     return watch
+
+
+class OwnModule(nn.Module):
+    """A script's own module around an encoder, with labels that it needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.bert = make_model("model")
+        self.head = nn.Linear(self.bert.config.hidden_size, 3)
+
+    def forward(self, input_ids, labels, attention_mask=None):
+        logits = self.head(self.bert(input_ids, attention_mask=attention_mask).last_hidden_state[:, 0])
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_a_module_around_an_encoder_is_saved_and_trained_on(optim, tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        OwnModule(),
+        callback(levels=LEVELS, block_shape=(8, 4)),
+        save_strategy="steps",
+        save_steps=8,
+        optim=optim,
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "pruned")
+    again = copy.deepcopy(trainer.model)
+    again.load_state_dict(load_file(tmp_path / "pruned" / "model.safetensors"))
+    assert any(isinstance(module, BlockSparseLinear) for module in again.modules())
+    with torch.no_grad():
+        expected = trainer.model.eval()(**make_batch())["logits"]
+        torch.testing.assert_close(again.eval()(**make_batch())["logits"], expected)
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(again.parameters()), again.parameters())
+        torch.testing.assert_close(again(**make_batch())["logits"], expected)
+    further = make_trainer(
+        tmp_path / "further",
+        again,
+        eval_strategy="steps",
+        eval_steps=8,
+        save_strategy="steps",
+        save_steps=8,
+        optim=optim,
+    )
+    further.train()
+    assert not torch.equal(again.eval()(**make_batch())["logits"], expected)

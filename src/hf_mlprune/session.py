@@ -33,6 +33,9 @@ from .shrinking import Batch, shrunk_copy
 #: micro-batch, which nobody divides by their number.
 SMOOTHED_OVER_ITEMS = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
 
+#: Inputs that models of transformers can do without; there is no loss then.
+LOSS_INPUTS = ("labels", "start_positions", "end_positions", "num_items_in_batch")
+
 
 @dataclass
 class Session:
@@ -42,7 +45,8 @@ class Session:
         model: the student.
         teacher: as the user gave it, loaded and checked.
         distiller: hooks of the distillation, if there is a teacher.
-        batches: the last inputs of the model, without labels, by whether it was training.
+        batches: the last inputs of the model, without :data:`LOSS_INPUTS` if it is of transformers, by
+            whether it was training.
     """
 
     model: PreTrainedModel
@@ -95,11 +99,12 @@ class Session:
     def _remember(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs)
         given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        # A module of the script's own may need its labels.
+        left_out = LOSS_INPUTS if isinstance(module, PreTrainedModel) else ()
         self.batches[module.training] = {
             name: value.detach()
             for name, value in given.items()
-            if isinstance(value, torch.Tensor)
-            and name not in ("labels", "start_positions", "end_positions", "num_items_in_batch")
+            if isinstance(value, torch.Tensor) and name not in left_out
         }
 
 
