@@ -25,6 +25,7 @@ from common import RESULTS, write_result
 from hf_mlprune.kernels import instruction_set
 from hf_mlprune.kernels.operation import INSTRUCTION_SETS
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
+from hf_mlprune.modeling.structure import grid_shape
 from hf_mlprune.timing import interleave
 
 Calls = engines.Calls
@@ -52,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def random_matrix(dense: Tensor, density: float, block_shape: tuple[int, int]) -> BlockSparseMatrix:
     """Exactly this share of blocks, at random places."""
-    grid = (-(-dense.shape[0] // block_shape[0]), -(-dense.shape[1] // block_shape[1]))
+    grid = grid_shape((dense.shape[0], dense.shape[1]), block_shape)
     count = grid[0] * grid[1]
     keep = torch.zeros(count, dtype=torch.bool)
     keep[torch.randperm(count)[: round(density * count)]] = True
@@ -119,14 +120,14 @@ def measure(shape: tuple[int, int], tokens: int, args: argparse.Namespace) -> li
         linear = nn.Linear(columns, rows, dtype=dtype).eval()
         linear.load_state_dict({"weight": weight, "bias": bias})
         dense = partial(linear, x)
-    grid = -(-rows // block_shape[0]) * -(-columns // block_shape[1])
+    blocks = math.prod(grid_shape((rows, columns), block_shape))
     calls: Calls = {"dense": dense}
     others: Calls = {"dense": dense}
     kept = {}
     for density in args.densities or DENSITIES:
         matrix = random_matrix(weight, density, block_shape)
         name = f"sparse_{density}"
-        kept[name] = len(matrix.values) / grid
+        kept[name] = len(matrix.values) / blocks
         if args.layers:
             calls[name] = sparse_layer(x, matrix, bias)
         else:

@@ -29,6 +29,7 @@ from hf_mlprune.kernels.dispatch import why_dense
 from hf_mlprune.kernels.operation import WHY_NOT
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
+from hf_mlprune.modeling.structure import grid_shape
 
 ROOT = Path(__file__).parents[1]
 INSTRUCTION_SETS = {"": [], "avx2": ["avx2"], "avx512": ["avx2", "avx512"]}[kernels.instruction_set()]
@@ -37,8 +38,7 @@ native = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
 def random_matrix(rows, columns, block_shape, density, generator, dtype=torch.float32) -> BlockSparseMatrix:
-    grid = (-(-rows // block_shape[0]), -(-columns // block_shape[1]))
-    keep = torch.rand(grid, generator=generator) < density
+    keep = torch.rand(grid_shape((rows, columns), block_shape), generator=generator) < density
     dense = torch.randn(rows, columns, generator=generator).to(dtype)
     return BlockSparseMatrix.from_dense(dense, keep, block_shape)
 
@@ -156,9 +156,8 @@ def test_what_reaches_over_the_edge_is_ignored(block_shape, dtype):
 
 def grid_of(matrix):
     """Which blocks are kept, bool ``(grid rows, grid columns)``."""
-    rows, columns = matrix.places()
-    size = -(-matrix.shape[0] // matrix.block_shape[0]), -(-matrix.shape[1] // matrix.block_shape[1])
-    return torch.zeros(size, dtype=torch.bool).index_put((rows, columns), torch.tensor(True))
+    grid = torch.zeros(grid_shape(matrix.shape, matrix.block_shape), dtype=torch.bool)
+    return grid.index_put(matrix.places(), torch.tensor(True))
 
 
 @native
@@ -436,7 +435,7 @@ def test_layers_without_bias_and_of_made_up_weights():
 def test_gradients_of_nothing(shape):
     rows, columns = shape
     matrix = BlockSparseMatrix.from_dense(
-        torch.empty(shape), torch.zeros(-(-rows // 16), -(-columns // 16)) > 0, (16, 16)
+        torch.empty(shape), torch.zeros(grid_shape(shape, (16, 16))) > 0, (16, 16)
     )
     x = torch.randn(3, columns, requires_grad=True)
     block_sparse_linear(x, matrix, torch.zeros(rows, requires_grad=True)).sum().backward()
@@ -629,6 +628,7 @@ def test_loaded_models_use_it_and_hold_no_dense_copy(tmp_path):
     assert explain(loaded)[f"native ({kernels.instruction_set()})"] == len(layers) > 4
     assert sum(explain(loaded).values()) == len(every)
     assert report(loaded).multiplied == explain(loaded)
+    assert all(layer.weight.is_contiguous() for layer in layers)
     for gradients in (torch.no_grad(), torch.enable_grad()):
         with gradients:
             torch.testing.assert_close(loaded(**make_batch()).logits, expected, atol=1e-5, rtol=0)

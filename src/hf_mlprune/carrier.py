@@ -22,6 +22,9 @@ from transformers.utils import ModelOutput
 from .config import PruningConfig
 from .distill import Teacher, distillation_loss
 
+#: Inputs that say what a model should have answered.
+TARGETS = ("labels", "start_positions", "end_positions")
+
 
 @dataclass
 class _Once:
@@ -200,11 +203,7 @@ class Distiller:
         self._arrived += 1
 
     def _distillation(self, teacher: Teacher, args: Any, kwargs: dict[str, Any], out: Any) -> Tensor:
-        inputs = {
-            name: value
-            for name, value in kwargs.items()
-            if name not in ("labels", "start_positions", "end_positions")
-        }
+        inputs = {name: value for name, value in kwargs.items() if name not in TARGETS}
         device = self.model.device.type
         # Forward hooks run outside the autocast that accelerate wraps around the model's forward.
         with (

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from .anatomy import find_encoder
 from .attaching import attach, auto_class_name, kinds_of
 from .card import model_card
-from .carrier import Distiller
+from .carrier import TARGETS, Distiller
 from .config import PruningConfig
 from .distill import Teacher, load_teacher
 from .files import write_folder
@@ -34,7 +34,7 @@ from .shrinking import Batch, shrunk_copy
 SMOOTHED_OVER_ITEMS = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
 
 #: Inputs that models of transformers can do without; there is no loss then.
-LOSS_INPUTS = ("labels", "start_positions", "end_positions", "num_items_in_batch")
+LOSS_INPUTS = (*TARGETS, "num_items_in_batch")
 
 
 @dataclass

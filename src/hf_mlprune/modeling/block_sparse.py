@@ -221,10 +221,11 @@ class BlockSparseLinear(nn.Module):
         self._prepare()
 
     def _dense_weight(self) -> Tensor:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.matrix().to_dense()
         weight = self.weight
         # Writes to an inference tensor are not counted.
-        is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if not is_kept or weight.is_inference():
+        if weight.is_inference():
             return self.matrix().to_dense()
         if self._dense is not None:
             made_from, version, dense = self._dense
