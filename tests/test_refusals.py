@@ -420,9 +420,9 @@ def test_config_first_from_a_folder_stored_as_blocks(pruned_folder):
         PrunableBertConfig.from_pretrained(pruned_folder, density=0.2)
 
 
-@pytest.mark.parametrize("teacher", [123, nn.Linear(2, 2), {}])
+@pytest.mark.parametrize("teacher", [123, {}])
 def test_teachers_that_are_none(teacher):
-    with pytest.raises(TypeError, match="teacher: expected a model of transformers, a folder or a hub name"):
+    with pytest.raises(TypeError, match="teacher: expected a torch module, a folder or a hub name"):
         PruningCallback(density=0.5, teacher=teacher)
 
 

@@ -40,6 +40,7 @@ class Anatomy:
         layers: its encoder layers.
         sizes: sizes of one dense layer.
         paths: where a layer keeps its parts.
+        embeddings: path of what computes the first hidden states.
     """
 
     family: str
@@ -47,6 +48,7 @@ class Anatomy:
     layers: tuple[LayerAnatomy, ...]
     sizes: LayerSizes
     paths: LayerPaths
+    embeddings: str
 
     @property
     def structure(self) -> Structure:
@@ -61,6 +63,7 @@ class Family:
     base_class: type[PreTrainedModel]
     layers: Callable[[PreTrainedModel], list[nn.Module]]
     paths: LayerPaths
+    embeddings: str
 
 
 def _bert_layers(encoder: PreTrainedModel) -> list[nn.Module]:
@@ -68,7 +71,7 @@ def _bert_layers(encoder: PreTrainedModel) -> list[nn.Module]:
 
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(BertModel, _bert_layers, BERT_PATHS),
+    "bert": Family(BertModel, _bert_layers, BERT_PATHS, "embeddings"),
 }
 
 
@@ -134,7 +137,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         roles = [role for role in ROLES if kept.heads or role not in ("query", "key", "value")]
         linears = {role: family.paths.linear(module, role) for role in roles}
         layers.append(LayerAnatomy(module, dataclasses.replace(kept, blocks={}), linears))
-    return Anatomy(name, encoder, tuple(layers), sizes, family.paths)
+    return Anatomy(name, encoder, tuple(layers), sizes, family.paths, family.embeddings)
 
 
 def _check_activation(layer: int, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:

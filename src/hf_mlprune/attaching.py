@@ -21,6 +21,7 @@ from transformers import (
 
 from .anatomy import find_encoder
 from .config import PruningConfig
+from .editing import edited
 from .masked import PruningState
 from .modeling import bert as pruned
 from .modeling.pruned import set_fingerprint
@@ -84,7 +85,8 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
 
     Stock classes become the ``PrunableBertFor...`` of the same head, so that checkpoints in the middle
     of training load through the Auto classes. A class of the user's own keeps its class, which
-    `from_pretrained` does not rebuild (a warning says so). Parameters stay the same objects.
+    `from_pretrained` does not rebuild (a warning says so). Parameters stay the same objects. Whatever is
+    raised leaves the model as it was.
 
     Args:
         model: a model with one encoder of a known family.
@@ -99,11 +101,15 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
     """
     if any(isinstance(module, PruningState) for module in model.modules()):
         raise ValueError("the model has masks already: attach once per run")
-    state = new_masks(model, config)
-    old = find_encoder(model)[1].config
-    new = PrunableBertConfig.from_dict({**plain_config(old), "pruning": config.to_dict()})
-    new.structure = without_blocks(old.structure) if hasattr(old, "structure") else None
     kinds = kinds_of(model)
+    with edited(model):
+        state = new_masks(model, config)
+        encoder = find_encoder(model)[1]
+        old = encoder.config
+        new = PrunableBertConfig.from_dict({**plain_config(old), "pruning": config.to_dict()})
+        new.structure = without_blocks(getattr(old, "structure", None))
+        swap_class(model, old, new, kinds.prunable if kinds else None)
+        set_fingerprint(encoder, None)
     if kinds is None:
         logger.warning(
             "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
@@ -112,8 +118,6 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
             "serving from the PrunedBertFor... of its head",
             type(model).__name__,
         )
-    swap_class(model, old, new, kinds.prunable if kinds else None)
-    set_fingerprint(find_encoder(model)[1], None)
     return state
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
-    PreTrainedModel,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -38,6 +38,7 @@ from .resuming import (
 from .session import (
     Session,
     check_arguments,
+    check_module,
     check_optimizer,
     check_writable,
     landed,
@@ -45,8 +46,10 @@ from .session import (
     note,
     open_session,
     past_step1,
+    save_masked,
+    use_evaluation_weights,
 )
-from .shrinking import shrink
+from .shrinking import ShrinkError, shrink
 
 #: Our card in a repository that `Trainer.push_to_hub` writes its own README.md for.
 PUSHED_CARD = "PRUNING.md"
@@ -63,7 +66,8 @@ class PruningCallback(TrainerCallback, ExportableState):
     Args:
         density: share of the encoder's weights to keep, in ``(0, 1]``. May be left out if the model
             has masks already (``attach``, or a ``PrunableBertFor...``).
-        teacher: a model, or the folder or hub name of one, fine-tuned on the same labels.
+        teacher: a module that is called as the model is, or the folder or hub name of a model of its
+            class, fine-tuned on the same labels.
         settings: any other setting of :class:`~hf_mlprune.config.PruningConfig`, by name.
 
     Raises:
@@ -74,20 +78,20 @@ class PruningCallback(TrainerCallback, ExportableState):
         self,
         density: float | None = None,
         *,
-        teacher: str | os.PathLike[str] | PreTrainedModel | None = None,
+        teacher: str | os.PathLike[str] | nn.Module | None = None,
         **settings: Any,
     ) -> None:
         if density is None and settings:
             raise ValueError(f"density is missing, but {sorted(settings)} are given")
-        if teacher is not None and not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
+        if teacher is not None and not isinstance(teacher, (str, os.PathLike, nn.Module)):
             raise TypeError(
-                "teacher: expected a model of transformers, a folder or a hub name, got "
-                f"{type(teacher).__name__}"
+                f"teacher: expected a torch module, a folder or a hub name, got {type(teacher).__name__}"
             )
         self.teacher = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
         self.config = None if density is None else PruningConfig.create(density, **settings)
         self.planned_steps: int | None = None
-        self.taught_by_object = isinstance(teacher, PreTrainedModel)
+        self.teacher_fingerprint: str | None = None
+        self.taught_by_object = isinstance(teacher, nn.Module)
         self._settings: PruningConfig | None = self.config
         self._session: Session | None = None
 
@@ -99,6 +103,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             "attributes": {
                 "planned_steps": self.planned_steps,
                 "taught_by_object": self.taught_by_object,
+                "teacher_fingerprint": self.teacher_fingerprint,
             },
         }
 
@@ -108,10 +113,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
         **kwargs: Any,
     ) -> None:
         """Refuse what is not supported; put masks into the model, before a checkpoint is loaded."""
+        check_module(model)
         check_arguments(args)
         self._check_alone(state)
         if state.is_world_process_zero:
@@ -124,7 +130,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         **kwargs: Any,
     ) -> None:
@@ -134,6 +140,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             ValueError: the optimizer does not hold the model's weights, or a resumed run differs
                 from the one that was interrupted.
         """
+        check_module(model)
         check_arguments(args)
         self._check_alone(state)
         check_optimizer(model, optimizer)
@@ -148,18 +155,14 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "`model_init`, or pass the callback to the Trainer"
             )
         session = self._prepare(model)
-        pruning = pruning_state(model)
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step:
-            check_resumed(stored, self.state(), state.max_steps, taught=session.teacher is not None)
+            check_resumed(stored, self.state(), state.max_steps)
         self.planned_steps = state.max_steps
         # A checkpoint written without this callback lacks the entry that Trainer fills at saving.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         start(model, state.max_steps, state.global_step)
-        if isinstance(pruning.session, Session):
-            # Of a run on this model that failed: its hooks are still there.
-            pruning.session.close()
-        pruning.session = session
+        session.close()  # of a run that failed
         session.begin(args)
 
     def on_step_begin(
@@ -168,7 +171,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
         **kwargs: Any,
     ) -> None:
         """Forget the best metric and checkpoint of a model that was not yet pruned.
@@ -185,7 +188,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
         **kwargs: Any,
     ) -> None:
         """Learn from the gradients of the masks."""
@@ -200,16 +203,21 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
         **kwargs: Any,
     ) -> None:
-        """Set the masks for the next step."""
+        """Set the masks for the next step; after the first, rehearse the export."""
         pruning = pruning_state(model)
+        session = self._at_work()
+        session.rehearse()
         before = past_step1(pruning)
         advance(model, state.global_step)
-        session = self._at_work()
+        if control.should_training_stop:
+            use_evaluation_weights(optimizer)
         step1 = pruning.config.step1_teaches and session.teacher is not None
         if step1 and not before and past_step1(pruning) and not landed(pruning):
+            use_evaluation_weights(optimizer)
             session.teach_by_step1(Path(args.output_dir), write=state.is_world_process_zero)
 
     def on_log(
@@ -218,7 +226,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
         logs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
@@ -256,11 +264,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
         **kwargs: Any,
     ) -> None:
-        """As :meth:`on_step_begin`, for evaluations with no step between them."""
+        """As :meth:`on_step_begin`, for evaluations with no step between them; rehearse with their inputs."""
         if is_attached(model) and pruning_state(model).run is not None:
+            self._at_work().rehearse()
             self.on_step_begin(args, state, control, model=model)
 
     def on_train_end(
@@ -269,18 +278,20 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
         **kwargs: Any,
     ) -> None:
         """Shrink the model in place, prove it equal, report.
 
         Raises:
             RuntimeError: training ended before all masks were final.
-            ShrinkError: see :func:`~hf_mlprune.shrinking.shrink`.
+            ShrinkError: the export failed; the masked model is saved in ``output_dir``.
         """
         pruning = pruning_state(model)
         session = self._at_work()
         session.close()
+        use_evaluation_weights(optimizer)
         for gate in pruning.all_gates():
             gate.refresh()
         target, density = pruning.config.density, measure_density(model)
@@ -290,7 +301,14 @@ class PruningCallback(TrainerCallback, ExportableState):
                 f"density {density:.4f}, target {target:g}; checkpoints of this run are whole: resume "
                 "from the last one, or train with fewer steps from the start"
             )
-        done = shrink(model, list(session.batches.values()))
+        try:
+            done = shrink(model, list(session.calls.values()))
+        except BaseException as error:
+            advice = save_masked(model, Path(args.output_dir)) if state.is_world_process_zero else ""
+            if not isinstance(error, Exception):
+                error.add_note(advice)
+                raise
+            raise ShrinkError(f"the export failed: {error}; {advice}") from error
         rows = measure(model, session)
         found = report(model, shrunk=done, latency=rows, settings=pruning.config)
         note(model, found)
@@ -304,18 +322,29 @@ class PruningCallback(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         *,
-        model: PreTrainedModel,
+        model: nn.Module,
         **kwargs: Any,
     ) -> None:
         """Put our card beside the one that Trainer is about to write over ours."""
         if isinstance(model, PrunedBertMixin) and model.pruning_card and state.is_world_process_zero:
             write_text(Path(args.output_dir) / PUSHED_CARD, model.pruning_card)
 
-    def _prepare(self, model: PreTrainedModel) -> Session:
+    def _prepare(self, model: nn.Module) -> Session:
         """The session of this callback for a model; at first the teacher is checked and masks attached."""
         if self._session is None or self._session.model is not model or not is_attached(model):
-            self._session = open_session(model, self.config, self.teacher)
-            self._settings = pruning_state(model).config
+            teacher = self.teacher
+            earlier = pruning_state(model).session if is_attached(model) else None
+            if isinstance(earlier, Session):
+                # Of a run on this model that failed, its hooks are still there.
+                earlier.close()
+                if teacher is None and self.taught_by_object and earlier.teacher is not None:
+                    # Trainer made this callback anew from its state, which cannot hold a model.
+                    teacher = earlier.teacher.model
+            self._session = open_session(model, self.config, teacher)
+            pruning = pruning_state(model)
+            pruning.session = self._session
+            self._settings = pruning.config
+            self.teacher_fingerprint = self._session.teacher_fingerprint
         return self._session
 
     def _at_work(self) -> Session:

@@ -9,21 +9,26 @@ the distillation loss enters once. The pruning penalty needs no carrier (see `ga
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
+from .anatomy import anatomy
+from .calls import Call, map_tensors, named_tensors
 from .config import PruningConfig
-from .distill import Teacher, distillation_loss
+from .distill import distillation_loss
+from .recording import EncoderRecorder
+from .teacher import Teacher
 
 #: Inputs that say what a model should have answered.
 TARGETS = ("labels", "start_positions", "end_positions")
+#: A distillation loss that is exactly 0 for so many passes is not heard.
+SILENT_PASSES = 10
 
 
 @dataclass
@@ -59,7 +64,7 @@ class _Carry(torch.autograd.Function):
 
 @dataclass
 class Distiller:
-    """Hooks of one model on the loss that it returns in training mode: shares, and a teacher's loss.
+    """Hooks of one model on what it returns in training mode: shares of its loss, and a teacher's loss.
 
     Attributes:
         model: the student.
@@ -74,7 +79,7 @@ class Distiller:
         loss_count: how many those are.
     """
 
-    model: PreTrainedModel
+    model: nn.Module
     teacher: Teacher | None
     config: PruningConfig
     autocast_dtype: torch.dtype | None = None
@@ -83,53 +88,75 @@ class Distiller:
     smoothed: bool = False
     loss_sum: Tensor | float = 0.0
     loss_count: int = 0
+    _silent: int = 0
     _handles: list[RemovableHandle] = field(default_factory=list)
+    _recorders: list[EncoderRecorder] = field(default_factory=list)
     _items: Any = None
-    _asked: set[str] = field(default_factory=set)
+    _call: Call | None = None
     _carried: int = 0
     _arrived: int = 0
-    _attention: list[tuple[PreTrainedModel, str]] = field(default_factory=list)
+    _attention: list[tuple[Any, str]] = field(default_factory=list)
 
     def install(self) -> None:
-        """Hang the hooks in; with an attention term, switch both models to eager attention."""
-        if self.teacher is not None and self.config.attention_weight:
-            for model in (self.model, self.teacher.model):
-                self._attention.append((model, model.config._attn_implementation))
-                model.set_attn_implementation("eager")
-        self._handles = [
-            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.model.register_forward_hook(self._after, with_kwargs=True),
-        ]
+        """Register the hooks; with an attention term, switch both models to eager attention."""
+        parts = [anatomy(self.model)] if self.teacher is not None else []
+        if self.teacher is not None and self.teacher.parts is not None:
+            parts.append(self.teacher.parts)
+        attention = self.config.attention_weight > 0
+        self._recorders = [EncoderRecorder(part, attention=attention) for part in parts]
+        for part in parts if attention else ():
+            self._attention.append((part.encoder, part.encoder.config._attn_implementation))
+            part.encoder.set_attn_implementation("eager")
+        # Where the model is the encoder itself, recording begins and ends between these two.
+        self._handles = [self.model.register_forward_pre_hook(self._before, with_kwargs=True)]
+        for recorder in self._recorders:
+            recorder.install()
+        self._handles.append(self.model.register_forward_hook(self._after, with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks out and restore both models' attention."""
         for handle in self._handles:
             handle.remove()
+        for recorder in self._recorders:
+            recorder.remove()
         for model, implementation in self._attention:
             model.set_attn_implementation(implementation)
-        self._handles, self._attention = [], []
+        self._handles, self._recorders, self._attention = [], [], []
 
     def take_mean_loss(self) -> float | None:
-        """Mean distillation loss since the last call; ``None`` if there was no training step."""
+        """Mean distillation loss since the last call; ``None`` if there was no training step.
+
+        Raises:
+            RuntimeError: it was exactly 0 for ten passes or more, though the student changes at each step.
+        """
         if not self.loss_count:
             return None
         mean = float(self.loss_sum) / self.loss_count
+        self._silent = 0 if mean else self._silent + self.loss_count
         self.loss_sum, self.loss_count = 0.0, 0
+        if self._silent >= SILENT_PASSES:
+            raise RuntimeError(
+                f"distillation: the loss has been exactly 0 for {self._silent} passes, so that the "
+                "teacher is not heard: what student and teacher return is the same whatever they compute; "
+                "return logits, set hidden_weight=1, or train without a teacher"
+            )
         return mean
 
     def check_arrived(self) -> None:
-        """Call after backward: every loss that was handed out must have been differentiated.
+        """Call after backward: of the losses that were handed out in a step, one must be differentiated.
+
+        A second pass may serve a detached target, or a figure for a log.
 
         Raises:
-            RuntimeError: the script computes its loss from something else than ``outputs.loss``.
+            RuntimeError: the script computes its loss from something else than the model's outputs.
         """
         carried, arrived = self._carried, self._arrived
         self._carried = self._arrived = 0
-        if arrived < carried:
+        if carried and not arrived:
             raise RuntimeError(
-                f"distillation: {carried - arrived} of {carried} losses did not reach the gradients: "
-                "the training script computes its loss neither from `outputs.loss` nor from the logits or "
-                "last hidden states of the model's outputs; use one of them, or train without a teacher"
+                f"distillation: none of {carried} losses reached the gradients: the training script "
+                "computes its loss neither from `outputs.loss` nor from the logits or last hidden states of "
+                "the model's outputs; use one of them, or train without a teacher"
             )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -140,23 +167,13 @@ class Distiller:
         # Without it the model returns a mean over this micro-batch; `_after` weights it by the
         # micro-batch's share of items. Most heads ignore it, so that stock runs that accumulate
         # get gradients too large by the number of micro-batches (transformers issue 47688).
-        self._items = kwargs.pop("num_items_in_batch", None)
-        if self.teacher is None:
-            return args, kwargs
-        # Only what the script asked for can be in its loss.
-        self._asked = {
-            name
-            for name, switch in (
-                ("hidden_states", "output_hidden_states"),
-                ("attentions", "output_attentions"),
-            )
-            if kwargs.get(switch, getattr(module.config, switch, False))
-        }
-        kwargs["return_dict"] = True
-        if self.config.hidden_weight:
-            kwargs["output_hidden_states"] = True
-        if self.config.attention_weight:
-            kwargs["output_attentions"] = True
+        self._items = None
+        if "num_items_in_batch" not in inspect.signature(type(module).forward).parameters:
+            self._items = kwargs.pop("num_items_in_batch", None)
+        if self.teacher is not None:
+            # Taken now: some models write into the containers that they are called with.
+            self._call = Call.remember(args, kwargs)
+            self._recorders[0].begin()
         return args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -164,36 +181,61 @@ class Distiller:
         if not module.training:
             return None
         if self.teacher is None:
-            if self._items is not None and isinstance(out, ModelOutput) and out.get("loss") is not None:
-                weight, task = self._share(kwargs, out["loss"])
-                out["loss"] = weight * task
+            return self._carry(out, kwargs, None)
+        assert self._call is not None
+        passes = self._recorders[0].end()
+        if not torch.is_grad_enabled():
             return out
-        aux = self._distillation(self.teacher, args, kwargs, out)
+        aux = distillation_loss(
+            self.model,
+            (out, passes),
+            self._teach(self.teacher, self._call),
+            self.teacher,
+            self.config,
+            problem_type=getattr(getattr(self.model, "config", None), "problem_type", None),
+        )
+        if not aux.requires_grad:
+            raise RuntimeError(
+                "distillation: the loss has no gradient: the model returns its outputs detached; return them "
+                "with their graph, set hidden_weight=1, or train without a teacher"
+            )
         self.loss_sum = self.loss_sum + aux.detach()
         self.loss_count += 1
-        if not aux.requires_grad:
-            return out
         self._carried += 1
-        alpha, once = self.config.task_weight, _Once(self._note_arrival)
-        scale = self._part() if self.smoothed else 1.0
+        return self._carry(out, kwargs, aux)
 
-        def carry(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(carry, value))
-            if not isinstance(value, Tensor) or not value.requires_grad:
+    def _carry(self, out: Any, kwargs: dict[str, Any], aux: Tensor | None) -> Any:
+        """The outputs with the share in the loss, and with the distillation loss in all their gradients."""
+        once = _Once(self._note_arrival)
+        alpha = self.config.task_weight
+        names = {name for name, tensor in named_tensors(out) if tensor.dim() == 0}
+        loss = "loss" if "loss" in names else "0" if isinstance(out, (tuple, list)) and "0" in names else None
+        weight = self._share(kwargs)
+        part: Tensor | float = self._part()
+        labels = kwargs.get("labels")
+        unlabelled = isinstance(labels, Tensor) and not bool(labels.ne(-100).any())
+        if weight is not None and isinstance(labels, Tensor) and _every_row_has_a_label(labels):
+            part = weight
+        scale = part if self.smoothed else 1.0
+
+        def carry(name: str, value: Tensor) -> Tensor:
+            if name == loss:
+                # A mean over no items is NaN.
+                value = torch.nan_to_num(value) if unlabelled else value
+                value = value if weight is None else weight * value
+                if aux is None or not value.requires_grad:
+                    return value
+                return _Carry.apply(value, part * aux, alpha, 1 - alpha, once)  # type: ignore[no-any-return, no-untyped-call]
+            if aux is None or not value.requires_grad:
                 return value
             # Trainer's own factors are in the gradient of the script's loss, which is not seen here.
-            return _Carry.apply(value, aux, alpha * scale, (1 - alpha) / self.accumulation, once)  # type: ignore[no-untyped-call]
+            return _Carry.apply(value, aux, alpha * scale, (1 - alpha) / self.accumulation, once)  # type: ignore[no-any-return, no-untyped-call]
 
-        for name, value in list(out.items()):
-            if name != "loss" and not (isinstance(value, tuple) and name not in self._asked):
-                out[name] = carry(value)
-        if out.get("loss") is not None:
-            weight, task = self._share(kwargs, out["loss"])
-            # Tokens without a label are taught, too.
-            part = self._part() if "logits" in out and out["logits"].dim() == 3 else weight
-            out["loss"] = _Carry.apply(weight * task, part * aux, alpha, 1 - alpha, once)  # type: ignore[no-untyped-call]
-        return out
+        carried = map_tensors(carry, out)
+        if aux is not None and isinstance(carried, MutableMapping) and carried.get("loss") is None:
+            # There is no task loss: the distillation loss is the whole.
+            carried["loss"] = _Carry.apply(aux.detach(), part * aux, 0.0, 1.0, once)  # type: ignore[no-untyped-call]
+        return carried
 
     def _part(self) -> float:
         """A micro-batch's part in an optimizer step, where Trainer does not divide by their number."""
@@ -202,33 +244,35 @@ class Distiller:
     def _note_arrival(self) -> None:
         self._arrived += 1
 
-    def _distillation(self, teacher: Teacher, args: Any, kwargs: dict[str, Any], out: Any) -> Tensor:
-        inputs = {name: value for name, value in kwargs.items() if name not in TARGETS}
-        device = self.model.device.type
+    def _teach(self, teacher: Teacher, call: Call) -> Any:
+        """What the teacher returns for a call of the student, and the passes of its encoder."""
+        known = inspect.signature(type(teacher.model).forward).parameters
+        # No loss is asked for, except of a teacher that is not known to do without.
+        optional = {name for name in TARGETS if name in known and known[name].default is None}
+        kwargs = {name: value for name, value in call.kwargs.items() if name not in optional}
+        device = next(self.model.parameters()).device.type
+        recorders = self._recorders[1:]
+        for recorder in recorders:
+            recorder.begin()
         # Forward hooks run outside the autocast that accelerate wraps around the model's forward.
         with (
             torch.no_grad(),
             torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None),
         ):
-            teacher_out = teacher.model(*args, **inputs)
-        mask = kwargs.get("attention_mask")
-        return distillation_loss(
-            out,
-            teacher_out,
-            teacher,
-            self.config,
-            # Multiple choice flattens its choices before the encoder.
-            attention_mask=mask.flatten(0, -2) if mask is not None else None,
-            problem_type=getattr(self.model.config, "problem_type", None),
-        )
+            out = teacher.model(*call.args, **kwargs)
+        passes = [recorder.end() for recorder in recorders]
+        return out, passes[0] if passes else []
 
-    def _share(self, kwargs: dict[str, Any], task: Tensor) -> tuple[Tensor | float, Tensor]:
-        """This micro-batch's share of the items of an optimizer step, and its mean task loss."""
+    def _share(self, kwargs: dict[str, Any]) -> Tensor | float | None:
+        """This micro-batch's share of the labelled items of an optimizer step; ``None`` if not known."""
         labels = kwargs.get("labels")
-        if self._items is None or labels is None:
-            return 1.0, task
+        if self._items is None or not isinstance(labels, Tensor):
+            return None
         items = labels.ne(-100).sum()
-        if int(items) == 0:
-            # A mean over no items is NaN.
-            task = torch.nan_to_num(task)
-        return items / self._items, task
+        # A step may be without any label at all.
+        return items / torch.as_tensor(self._items, device=items.device).clamp(min=1)
+
+
+def _every_row_has_a_label(labels: Tensor) -> bool:
+    """Whether shares of labelled items are shares of rows; rows without labels are taught, too."""
+    return (labels.dim() == 1 or labels.is_floating_point()) and bool(labels.ne(-100).all())

@@ -1,227 +1,162 @@
-"""Distillation: the losses between student and teacher outputs, and the checks on a teacher."""
+"""Distillation: the losses between what a student and its teacher compute of the same inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertModel,
-    PreTrainedModel,
-)
+from transformers import BertForQuestionAnswering, PreTrainedModel
 
-from .anatomy import anatomy
-from .attaching import auto_class_name, kinds_of
+from .calls import named_tensors
 from .config import PruningConfig
-from .modeling.bert import unloaded_keys
+from .recording import Encoded
+from .teacher import Teacher
 
-#: Models of whose config `num_labels` and `id2label` say nothing.
-UNLABELLED = (BertModel, BertForMaskedLM, BertForMultipleChoice, BertForQuestionAnswering)
-
-Positions = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A model in evaluation mode, and the heads that it shares with the student.
-
-    Attributes:
-        model: the teacher, on the student's device.
-        student_heads: per layer, positions of the shared heads among the student's.
-        teacher_heads: the same heads' positions among the teacher's.
-        student_layers: layers of the student that have heads, and so emit attention weights.
-        teacher_layers: the same of the teacher.
-    """
-
-    model: PreTrainedModel
-    student_heads: tuple[tuple[int, ...], ...]
-    teacher_heads: tuple[tuple[int, ...], ...]
-    student_layers: tuple[int, ...]
-    teacher_layers: tuple[int, ...]
-
-
-def load_teacher(source: str | PreTrainedModel, student: PreTrainedModel, config: PruningConfig) -> Teacher:
-    """Load a teacher, or take over a model, and check that it can teach this student.
-
-    Args:
-        source: a folder, a hub name, or a model (put into evaluation mode, gradients off).
-        student: the model to teach.
-        config: names the terms that are wanted.
-
-    Raises:
-        ValueError: other labels or vocabulary than the student's, or of another width or depth while
-            hidden-state or attention terms are wanted.
-        TypeError: the student is not of a stock class, so the name alone does not say what to load.
-    """
-    if isinstance(source, PreTrainedModel):
-        if source is student:
-            raise ValueError("teacher: expected another model than the one that is pruned")
-        model = source
-    else:
-        kinds = kinds_of(student)
-        if kinds is None:
-            raise TypeError(
-                f"teacher: {type(student).__name__} is not a stock class; load the teacher yourself "
-                "and pass the model"
-            )
-        auto = getattr(transformers, auto_class_name(kinds))
-        model, info = auto.from_pretrained(source, dtype=student.dtype, output_loading_info=True)
-        missing = sorted(key for key in unloaded_keys(info) if not key.startswith("pooler."))
-        if missing:
-            raise ValueError(
-                f"teacher: expected a fine-tuned {type(student).__name__.removeprefix('Prunable')} in "
-                f"{source}, but it lacks {len(missing)} weights, e.g. {missing[0]!r}: fine-tune it first"
-            )
-    _check_head(model, student)
-    _check_labels(model, student)
-    heads = _shared_heads(model, student, config)
-    model.requires_grad_(False)
-    return Teacher(model.to(student.device).eval(), *heads)
-
-
-def _check_head(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    theirs, ours = kinds_of(teacher), kinds_of(student)
-    if theirs is not None and ours is not None and theirs != ours:
-        raise ValueError(
-            f"teacher: expected a {ours.stock.__name__} as the student is, got a {theirs.stock.__name__}"
-        )
-
-
-def _check_labels(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    labelled = not isinstance(student, UNLABELLED)
-    for name in ("vocab_size", "num_labels") if labelled else ("vocab_size",):
-        theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
-        if theirs != ours:
-            raise ValueError(f"teacher: expected {name}={ours} as in the student, got {theirs}")
-    if not labelled:
-        return
-    labels = [
-        {int(index): label for index, label in (model.config.id2label or {}).items()}
-        for model in (teacher, student)
-    ]
-    named = [any(label != f"LABEL_{index}" for index, label in mapping.items()) for mapping in labels]
-    if all(named) and labels[0] != labels[1]:
-        raise ValueError(
-            f"teacher: expected the student's labels {labels[1]}, got {labels[0]}; give both the "
-            "same id2label"
-        )
-
-
-def _shared_heads(
-    teacher: PreTrainedModel, student: PreTrainedModel, config: PruningConfig
-) -> tuple[Positions, Positions, tuple[int, ...], tuple[int, ...]]:
-    if not (config.hidden_weight or config.attention_weight):
-        return (), (), (), ()
-    try:
-        theirs, ours = anatomy(teacher), anatomy(student)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"teacher: hidden-state and attention terms need a teacher of the student's family "
-            f"({error}); for logits only set hidden_weight=0 and attention_weight=0"
-        ) from error
-    size = (theirs.sizes.hidden_size, len(theirs.layers))
-    expected = (ours.sizes.hidden_size, len(ours.layers))
-    heads = (theirs.sizes.num_heads, ours.sizes.num_heads)
-    if size != expected or (config.attention_weight and heads[0] != heads[1]):
-        raise ValueError(
-            f"teacher: expected hidden size, layers and heads {(*expected, heads[1])} as in the "
-            f"student, got {(*size, heads[0])}; a teacher of another width or depth can teach by "
-            "its logits only: set hidden_weight=0 and attention_weight=0"
-        )
-    shared = [
-        sorted(set(a.structure.heads) & set(b.structure.heads))
-        for a, b in zip(theirs.layers, ours.layers, strict=True)
-    ]
-
-    def positions(layers: Sequence[Any]) -> Positions:
-        return tuple(
-            tuple(layer.structure.heads.index(head) for head in common)
-            for layer, common in zip(layers, shared, strict=True)
-        )
-
-    def emitting(layers: Sequence[Any]) -> tuple[int, ...]:
-        return tuple(index for index, layer in enumerate(layers) if layer.structure.heads)
-
-    return (
-        positions(ours.layers),
-        positions(theirs.layers),
-        emitting(ours.layers),
-        emitting(theirs.layers),
-    )
+#: Outputs that are no predictions: hidden states have a term of their own.
+NO_PREDICTIONS = ("last_hidden_state", "pooler_output")
+SPANS = ("start_logits", "end_logits")
 
 
 def distillation_loss(
-    student: Any,
-    teacher_out: Any,
+    model: nn.Module,
+    student: tuple[Any, Sequence[Encoded]],
+    taught: tuple[Any, Sequence[Encoded]],
     teacher: Teacher,
     config: PruningConfig,
     *,
-    attention_mask: Tensor | None,
     problem_type: str | None,
 ) -> Tensor:
-    """``logits + hidden_weight · Σ MSE hidden + attention_weight · Σ MSE attention``.
+    """``predictions + hidden_weight · Σ MSE hidden + attention_weight · Σ MSE attention``.
 
     The reference's distillation loss, except that padding takes no part: each term is the mean over sequences
-    of a mean over real tokens, so that a batch in parts adds up to the batch. Scalar, fp32.
+    of a mean over real tokens, so that a batch in parts adds up to the batch; and over the passes of the
+    encoder, where a model makes several. Scalar, fp32.
 
     Args:
-        student: outputs of the student, with gradients.
-        teacher_out: outputs of the teacher for the same inputs.
+        model: the student.
+        student: its outputs, with gradients, and the passes of its encoder.
+        taught: the same of the teacher for the same inputs.
         teacher: whose outputs they are.
         config: the weights.
-        attention_mask: ``(batch, tokens)``, 1 = real, or ``None``.
         problem_type: ``config.problem_type`` of a sequence classifier.
+
+    Raises:
+        ValueError: there is nothing that both compute, in one shape.
     """
-    loss = logits_loss(student, teacher_out, attention_mask, problem_type, config.distillation_temperature)
-    if config.hidden_weight:
-        loss = loss + config.hidden_weight * hidden_loss(
-            student.hidden_states, teacher_out.hidden_states, attention_mask
+    ours, theirs = student[1], taught[1]
+    mask = ours[0].attention_mask if len(ours) == 1 else None
+    predicted, wanted = predictions(model, student[0]), predictions(teacher.model, taught[0])
+    terms = prediction_terms(predicted, wanted, mask, problem_type, config.distillation_temperature)
+    if config.hidden_weight or config.attention_weight:
+        if len(ours) != len(theirs) or not ours:
+            raise ValueError(
+                f"teacher: expected as many passes of its encoder as of the student's, {len(ours)}, got "
+                f"{len(theirs)}: both are called with the same inputs, and must use them alike; for "
+                "predictions only set hidden_weight=0 and attention_weight=0"
+            )
+        for a, b in zip(ours, theirs, strict=True):
+            if config.hidden_weight:
+                loss = hidden_loss(a.hidden_states, b.hidden_states, a.attention_mask)
+                terms.append(config.hidden_weight / len(ours) * loss)
+            if config.attention_weight:
+                loss = attention_loss(a, b, teacher)
+                terms.append(config.attention_weight / len(ours) * loss)
+    if not terms:
+        raise ValueError(
+            "teacher: expected predictions to match, got a model that returns none beside its loss: let it "
+            "return its logits, too, or set hidden_weight=1"
         )
-    if config.attention_weight:
-        loss = loss + config.attention_weight * attention_loss(
-            student.attentions, teacher_out.attentions, teacher, attention_mask
+    return torch.stack(terms).sum()
+
+
+def predictions(model: nn.Module, out: Any) -> dict[str, Tensor]:
+    """What a model predicts, by name: its floating-point outputs but losses, hidden states and attention.
+
+    Tuples have no names. Those of transformers' classes hold ``logits``, or ``start_logits`` and
+    ``end_logits``; those of other modules ``output 0``, ``output 1`` and so on, scalars not counted.
+    """
+    found = {
+        name: tensor
+        for name, tensor in named_tensors(out)
+        if tensor.is_floating_point() and tensor.dim() and name not in NO_PREDICTIONS
+    }
+    if isinstance(out, (Tensor, tuple, list)) and not hasattr(out, "_fields"):
+        names = [f"output {number}" for number in range(len(found))]
+        if isinstance(model, PreTrainedModel):
+            names = list(SPANS) if isinstance(model, BertForQuestionAnswering) else ["logits"]
+        found = dict(zip(names, found.values(), strict=False))
+    # Logits of any kind; of other outputs those that hold a vector or a number per row.
+    return {name: x for name, x in found.items() if name.endswith("logits") or x.dim() <= 2}
+
+
+def prediction_terms(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    attention_mask: Tensor | None,
+    problem_type: str | None,
+    temperature: float,
+) -> list[Tensor]:
+    """One scalar term for each prediction that both make.
+
+    ``start_logits`` and ``end_logits``: half the KL divergence over the real positions, each. Other names
+    that end in ``logits``: :func:`logits_loss`. Anything else, as embeddings and scores: squared distance.
+
+    Raises:
+        ValueError: the student predicts what the teacher does not, or in another shape.
+    """
+    shared = [name for name in student if name in teacher]
+    if student and not shared:
+        raise ValueError(
+            f"teacher: expected predictions that the student makes, too, {sorted(student)}, got "
+            f"{sorted(teacher)}: let both return them under one name"
         )
-    return loss
+    terms = []
+    for name in shared:
+        ours, theirs = student[name].float(), teacher[name].float()
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"teacher: expected {name} of the student's shape {tuple(ours.shape)}, got "
+                f"{tuple(theirs.shape)}"
+            )
+        if name in SPANS:
+            terms.append(0.5 * _span_loss(ours, theirs, attention_mask, temperature))
+        elif name.endswith("logits"):
+            terms.append(logits_loss(ours, theirs, attention_mask, problem_type, temperature))
+        else:
+            terms.append(_squared_distance(ours, theirs).mean())
+    return terms
 
 
 def logits_loss(
-    student: Any,
-    teacher: Any,
+    student: Tensor,
+    teacher: Tensor,
     attention_mask: Tensor | None,
     problem_type: str | None,
     temperature: float,
 ) -> Tensor:
-    """The logits term of each kind of head; 0 for a model without a head.
+    """The term of one tensor of logits.
 
-    Classes and choices: KL divergence. Regression: mean squared error. Multi-label: Bernoulli KL.
-    Tokens: KL of the real tokens. Spans: mean KL of start and end over the real positions.
+    Classes and choices: KL divergence. Regression, and any single logit, of which a softmax is always 1:
+    mean squared error. Multi-label: Bernoulli KL. ``(batch, tokens, classes)``: the same of the real tokens.
     """
-    if "start_logits" in student:
-        return 0.5 * sum(
-            (
-                _span_loss(student[key], teacher[key], attention_mask, temperature)
-                for key in ("start_logits", "end_logits")
-            ),
-            start=torch.zeros((), device=student["start_logits"].device),
-        )
-    if "logits" not in student:
-        return torch.zeros((), device=student[0].device)
-    ours, theirs = student["logits"].float(), teacher["logits"].float()
-    if ours.dim() == 3:
-        return _mean_over_real(token_divergence(ours, theirs, temperature), attention_mask)
-    if problem_type == "regression":
-        return functional.mse_loss(ours, theirs)
-    if problem_type == "multi_label_classification":
-        return bernoulli_divergence(ours, theirs, temperature)
-    return class_divergence(ours, theirs, temperature)
+    single = student.dim() == 1 or student.shape[-1] == 1
+    if single or (problem_type == "regression" and student.dim() == 2):
+        error = (student - teacher).square()
+        error = error if student.dim() == 1 else error.mean(dim=-1)
+    elif problem_type == "multi_label_classification" and student.dim() == 2:
+        return bernoulli_divergence(student, teacher, temperature)
+    else:
+        error = token_divergence(student, teacher, temperature)
+    return _mean_over_real(error, attention_mask) if student.dim() == 3 else error.mean()
+
+
+def _squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of vectors ``(batch, features)``, or of numbers ``(batch,)``, to ``(batch,)``."""
+    error = (student - teacher).square()
+    return error if error.dim() == 1 else error.sum(dim=-1)
 
 
 def token_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -270,35 +205,36 @@ def hidden_loss(
     return torch.stack(terms).sum()
 
 
-def attention_loss(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    shared: Teacher,
-    attention_mask: Tensor | None,
-) -> Tensor:
-    """``Σ_l MSE(A_s, A_t)`` over the heads that both have, ``(batch, heads, tokens, tokens)``."""
-    # A layer without heads emits no attention weights at all.
-    expected = len(shared.student_layers), len(shared.teacher_layers)
-    got = len(student or ()), len(teacher or ())
-    if got != expected or not all(got):
+def attention_loss(student: Encoded, taught: Encoded, teacher: Teacher) -> Tensor:
+    """``Σ_l MSE(A_s, A_t)`` over the heads that both have, ``(batch, heads, tokens, tokens)``.
+
+    Raises:
+        ValueError: attention weights were not computed.
+    """
+    missing = [x for encoded in (student, taught) for x in encoded.attentions.values() if x is None]
+    if missing or not student.attentions or not taught.attentions:
         raise ValueError(
-            f"attention term: expected attention weights of {expected[0]} layers of the student and "
-            f"{expected[1]} of the teacher, got {got[0]} and {got[1]}: both need eager attention"
+            "attention term: expected attention weights of student and teacher, got none: both need eager "
+            "attention, in layers that have heads"
         )
-    ours = dict(zip(shared.student_layers, student, strict=True))
-    theirs = dict(zip(shared.teacher_layers, teacher, strict=True))
     terms = []
-    for index in sorted(ours.keys() & theirs.keys()):
-        a = ours[index][:, list(shared.student_heads[index])].float()
-        b = theirs[index][:, list(shared.teacher_heads[index])].float()
+    for index in sorted(student.attentions.keys() & taught.attentions.keys()):
+        ours, theirs = student.attentions[index], taught.attentions[index]
+        assert ours is not None
+        assert theirs is not None
+        a = ours[:, list(teacher.student_heads[index])].float()
+        b = theirs[:, list(teacher.teacher_heads[index])].float()
         if a.shape[1]:
             error = (a - b).square().mean(dim=1)
             # Over real keys: padding gets no attention, but its width would be divided by.
             keys = error.mean(dim=-1)
-            if attention_mask is not None:
-                keys = error.sum(dim=-1) / attention_mask.sum(dim=-1, keepdim=True).clamp(min=1)
-            terms.append(_mean_over_real(keys, attention_mask))
-    return torch.stack(terms).sum() if terms else torch.zeros((), device=student[0].device)
+            mask = student.attention_mask
+            if mask is not None:
+                keys = error.sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+            terms.append(_mean_over_real(keys, mask))
+    first = next(iter(student.attentions.values()))
+    assert first is not None
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=first.device)
 
 
 def _mean_over_real(error: Tensor, attention_mask: Tensor | None) -> Tensor:

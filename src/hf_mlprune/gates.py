@@ -34,7 +34,7 @@ class Gate(nn.Module):
         # Of float32 whatever the model is: steps of scores and thresholds vanish in bfloat16.
         self.register_buffer("scores", torch.zeros(units, dtype=torch.float32, device=device))
         self.mask: Tensor | None = None
-        self._open: tuple[int, int, bool] | None = None
+        self._open: tuple[Tensor, int, bool] | None = None
         self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Gate:
@@ -75,9 +75,9 @@ class Gate(nn.Module):
     @property
     def open(self) -> bool:
         """Whether every unit is kept; looked up again whenever the mask was written or replaced."""
-        key = (id(self.keep), self.keep._version)
-        if self._open is None or self._open[:2] != key:
-            self._open = (*key, bool(self.keep.all()))
+        keep = self.keep
+        if self._open is None or self._open[0] is not keep or self._open[1] != keep._version:
+            self._open = (keep, keep._version, bool(keep.all()))
         return self._open[2]
 
 

@@ -11,6 +11,7 @@ shrink(model)
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .anatomy import find_encoder
+from .editing import edited
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .methods import Method, make_method
 from .methods.base import Moment, Press
@@ -119,7 +121,7 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
 
     Raises:
         ValueError: the run is too short, a number of steps is not one, the density cannot be reached, or
-            the masks in the model are not those of a run at this step.
+            the masks in the model are not those of a run at this step. The model is as it was.
     """
     state = pruning_state(model)
     config = state.config
@@ -128,6 +130,12 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
             f"start: expected whole numbers with 0 <= step <= max_steps, got {step!r}, {max_steps!r}"
         )
     schedule = make_schedule(config, max_steps)
+    with edited(model):
+        _begin(model, state, schedule, step)
+
+
+def _begin(model: nn.Module, state: PruningState, schedule: Schedule, step: int) -> None:
+    config = state.config
     if step == 0:
         reset_state(state)
     phase = schedule.phase(step)
@@ -138,18 +146,17 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
     landed = int(state.landed)
     if landed != expected:
         raise ValueError(
-            f"after {step} of {max_steps} steps {expected} of 2 pruning stages should be final, but "
+            f"after {step} of {schedule.max_steps} steps {expected} of 2 pruning stages should be final, but "
             f"the model's masks say {landed}: resume with the same number of steps and phase "
             "fractions as before, and start a new run from a dense or pruned model"
         )
     density = measure_density(model)
-    if step == 0 and config.density > density + 1e-9:
-        raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {config.density}")
     state.run = Run(
         schedule, make_method(config), phase, config.density, None, Press(1.0), density, step, step
     )
     _enter(model, state, state.run, phase)
-    _check_reachable(state.run)
+    if step == 0:
+        _check_reachable(state.run, config.density)
 
 
 def collect(model: nn.Module) -> None:
@@ -230,7 +237,7 @@ def _stage(model: nn.Module, state: PruningState, phase: Phase) -> Stage | None:
         (linear.masks.blocks, linear) for linear in masked_linears(model) if linear.masks.blocks is not None
     ]
     for _, linear in pairs:
-        linear.masks.layout = linear.block_layout()
+        linear.masks = dataclasses.replace(linear.masks, layout=linear.block_layout())
     return BlockStage(state, pairs)
 
 
@@ -244,7 +251,8 @@ def _enter(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> Non
     run.press = Press(run.target if phase > Phase.WARMUP else 1.0)
     if phase is Phase.FINAL:
         for linear in masked_linears(model):
-            linear.masks.layout = linear.block_layout() if linear.masks.blocks else None
+            layout = linear.block_layout() if linear.masks.blocks else None
+            linear.masks = dataclasses.replace(linear.masks, layout=layout)
     run.density = measure_density(model)
 
 
@@ -259,11 +267,19 @@ def _land(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None
     state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
 
 
-def _check_reachable(run: Run) -> None:
-    """Refuse before the first step a density below what is always kept."""
-    if isinstance(run.stage, StructuredStage):
-        zeros = [torch.zeros(live) for live in run.stage.live]
-        run.stage.fit(zeros, run.target, fill=False)
+def _check_reachable(run: Run, wanted: float) -> None:
+    """Refuse before the first step a density above the model's own, or below what is always kept.
+
+    A model that was pruned to this density is a little below it, by less than a unit: it is only trained.
+    """
+    stage = run.stage
+    assert stage is not None
+    unit = max((int(costs.max()) for costs in stage.costs if len(costs)), default=0) / stage.total
+    if wanted > run.density + unit + 1e-9:
+        raise ValueError(f"density: expected at most the model's own, {run.density:.4f}, got {wanted}")
+    if isinstance(stage, StructuredStage):
+        zeros = [torch.zeros(live) for live in stage.live]
+        stage.fit(zeros, run.target, fill=False)
 
 
 def _set_masks(stage: Stage, masks: list[Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .modeling.structure import ROLES, LayerSizes, LayerStructure, grid_shape
 STATE_NAME = "pruning"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Masks:
     """The gates of one linear.
 
@@ -30,6 +31,7 @@ class Masks:
         blocks: gate of the blocks of what rows and columns leave.
         block_shape: ``(rows, columns)``.
         mask_rows: whether the rows' mask multiplies this linear's weight.
+        layout: see :meth:`MaskedLinear.block_layout`; kept while rows and columns are final.
     """
 
     rows: GateOf | None
@@ -156,6 +158,10 @@ class PruningState(nn.Module):
         self.run: object | None = None
         self.session: object | None = None
         self.register_buffer("landed", torch.zeros(1, dtype=torch.int64, device=device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what a run set up: copies and pickles of a model take no part in it."""
+        return {**vars(self), "run": None, "session": None}
 
     def gates(self, index: int) -> dict[str, Gate]:
         """Gates of one layer by name."""

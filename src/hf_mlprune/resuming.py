@@ -111,21 +111,22 @@ def find_step1_teacher(args: TrainingArguments) -> str:
     return str(folder)
 
 
-def check_resumed(stored: Any, now: dict[str, Any], max_steps: int, *, taught: bool) -> None:
+def check_resumed(stored: Any, now: dict[str, Any], max_steps: int) -> None:
     """Refuse to take up a run with other settings than it was interrupted with.
+
+    Teachers are compared by what they are, not by how they were given.
 
     Args:
         stored: what the callback's ``state()`` was in the checkpoint.
         now: what it is.
         max_steps: optimizer steps of the whole run.
-        taught: whether there is a teacher now.
 
     Raises:
         ValueError: what was expected, as in the interrupted run, and what came.
     """
     if not isinstance(stored, dict) or "args" not in stored:
         raise ValueError("the checkpoint is not of a pruning run: start the run anew from its weights")
-    for name in sorted(set(stored["args"]) | set(now["args"])):
+    for name in sorted((set(stored["args"]) | set(now["args"])) - {"teacher"}):
         before, after = stored["args"].get(name), now["args"].get(name)
         if before != after:
             raise ValueError(f"resume: expected {name}={before!r} as in the interrupted run, got {after!r}")
@@ -135,9 +136,15 @@ def check_resumed(stored: Any, now: dict[str, Any], max_steps: int, *, taught: b
             f"resume: expected {steps} steps in all as in the interrupted run, got {max_steps}; "
             "phases are fractions of the run, so it cannot be made longer or shorter half-way"
         )
-    before = bool(stored["args"].get("teacher") or stored["attributes"]["taught_by_object"])
-    if before != taught:
-        had, has = ("a teacher" if given else "none" for given in (before, taught))
+    before, after = (given["attributes"].get("teacher_fingerprint") for given in (stored, now))
+    if before != after:
+        if before and after:
+            names = [given["args"].get("teacher") or "a module" for given in (stored, now)]
+            raise ValueError(
+                f"resume: expected the teacher of the interrupted run ({names[0]}), got one of other weights "
+                f"({names[1]})"
+            )
+        had, has = ("a teacher" if given else "none" for given in (before, after))
         raise ValueError(
             f"resume: the interrupted run had {had}, this one has {has}; pass the same teacher again"
         )

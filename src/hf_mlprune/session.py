@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import json
+import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainingArguments
@@ -17,24 +21,27 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from .anatomy import find_encoder
 from .attaching import attach, auto_class_name, kinds_of
+from .calls import Call
 from .card import model_card
-from .carrier import TARGETS, Distiller
+from .carrier import Distiller
 from .config import PruningConfig
-from .distill import Teacher, load_teacher
 from .files import write_folder
 from .latency import Latency, measure_latency
 from .loop import is_attached, pruning_state
 from .masked import PruningState
-from .reporting import Report
+from .modeling.bert import PrunedBertMixin
+from .reporting import Report, report
 from .resuming import STEP1_TEACHER, find_step1_teacher
-from .shrinking import Batch, shrunk_copy
+from .shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
+from .teacher import Teacher, fingerprint, load_teacher
 
+logger = logging.getLogger(__name__)
+
+#: Folder of a model that could not be shrunk. The underscore keeps it out of hub uploads.
+UNSHRUNK = "_unshrunk_model"
 #: Whether Trainer's smoothed loss is one over all items of a step; in transformers 5.0 it is a mean per
 #: micro-batch, which nobody divides by their number.
 SMOOTHED_OVER_ITEMS = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
-
-#: Inputs that models of transformers can do without; there is no loss then.
-LOSS_INPUTS = (*TARGETS, "num_items_in_batch")
 
 
 @dataclass
@@ -44,19 +51,22 @@ class Session:
     Attributes:
         model: the student.
         teacher: as the user gave it, loaded and checked.
+        teacher_fingerprint: which teacher that is.
         distiller: hooks of the distillation, if there is a teacher.
-        batches: the last inputs of the model, without :data:`LOSS_INPUTS` if it is of transformers, by
-            whether it was training.
+        calls: the last call of the model, by whether it was training.
     """
 
-    model: PreTrainedModel
+    model: nn.Module
     teacher: Teacher | None
+    teacher_fingerprint: str | None
     distiller: Distiller | None = None
-    batches: dict[bool, Batch] = field(default_factory=dict)
+    calls: dict[bool, Call] = field(default_factory=dict)
+    _rehearsed: set[bool] = field(default_factory=set)
     _handle: RemovableHandle | None = None
 
     def begin(self, args: TrainingArguments) -> None:
-        """Hang in the hooks of a run; in its block phase, taught by what the step-1 model was."""
+        """Register the hooks of a run; in its block phase, taught by what the step-1 model was."""
+        self._rehearsed = set()
         self.watch()
         config = pruning_state(self.model).config
         teacher = self.teacher
@@ -77,15 +87,49 @@ class Session:
         """Go on with the model as it is after heads and rows as teacher, and write it for a resumed run."""
         assert self.distiller is not None
         self.close()
-        copy = shrunk_copy(self.model, list(self.batches.values()))
+        copy = shrunk_copy(self.model, list(self.calls.values()))
         if write:
             write_folder(output_dir / STEP1_TEACHER, copy.save_pretrained)
         self.distiller.teacher = load_teacher(copy, self.model, pruning_state(self.model).config)
         self.watch()
         self.distiller.install()
 
+    def rehearse(self) -> None:
+        """Export the model as it will be at the end, with every second unit removed, and take that back.
+
+        Once for training calls, and once for calls in evaluation when there has been one.
+
+        Raises:
+            ShrinkError: the export would fail, or would not be right.
+        """
+        new = set(self.calls) - self._rehearsed
+        if not new:
+            return
+        self._rehearsed |= new
+        training = True in new
+
+        def inspect_export(done: ShrinkReport) -> None:
+            found = report(self.model, shrunk=done, settings=pruning.config)
+            note(self.model, found)
+            json.dumps(found.to_dict())
+            if training:
+                measure(self.model, self, rounds=1, budget_seconds=0.0, shapes=((1, 8),))
+
+        pruning = pruning_state(self.model)
+        try:
+            rehearse(self.model, [self.calls[mode] for mode in new], inspect_export)
+        except (torch.OutOfMemoryError, MemoryError):
+            logger.warning(
+                "pruning: the export was not rehearsed, because small and masked layers do not fit into "
+                "memory side by side; at the end of training they must"
+            )
+        except Exception as error:
+            raise ShrinkError(
+                f"the export at the end of training would fail, as its rehearsal at step 1 did: {error}"
+            ) from error
+
     def watch(self) -> None:
-        """Remember the model's last inputs."""
+        """Remember the model's last calls."""
         self._handle = self.model.register_forward_pre_hook(self._remember, with_kwargs=True)
 
     def close(self) -> None:
@@ -97,20 +141,10 @@ class Session:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _remember(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs)
-        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-        # A module of the script's own may need its labels.
-        left_out = LOSS_INPUTS if isinstance(module, PreTrainedModel) else ()
-        self.batches[module.training] = {
-            name: value.detach()
-            for name, value in given.items()
-            if isinstance(value, torch.Tensor) and name not in left_out
-        }
+        self.calls[module.training] = Call.remember(args, kwargs)
 
 
-def open_session(
-    model: PreTrainedModel, wanted: PruningConfig | None, teacher: str | PreTrainedModel | None
-) -> Session:
+def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | nn.Module | None) -> Session:
     """Load and check the teacher, and attach masks to a model that has none.
 
     Args:
@@ -120,8 +154,9 @@ def open_session(
 
     Raises:
         ValueError: there are no settings, or the model has masks of others.
-        TypeError: the step-1 model of a class of the user's own is to teach.
+        TypeError: the model is no module, or the step-1 model of a class of the user's own is to teach.
     """
+    check_module(model)
     attached = pruning_state(model).config if is_attached(model) else None
     config = wanted or attached
     if config is None:
@@ -142,14 +177,29 @@ def open_session(
     loaded = None if teacher is None else load_teacher(teacher, model, config)
     if attached is None:
         attach(model, config)
-    return Session(model, loaded)
+    return Session(model, loaded, None if loaded is None else fingerprint(loaded.model))
 
 
-def note(model: PreTrainedModel, found: Report) -> None:
+def check_module(model: object) -> None:
+    """Refuse what some trainers call a model and torch does not.
+
+    Raises:
+        TypeError: says what to prune instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"expected a torch module to prune, got {type(model).__name__}, which only holds one: prune "
+            "that one, by its own trainer (the body of a SetFitModel by SentenceTransformerTrainer), then "
+            "put it into a new model"
+        )
+
+
+def note(model: nn.Module, found: Report) -> None:
     """Hand a pruned model its report, card and tags, which it is saved and pushed with."""
-    model.pruning_report = found.to_dict()
     kinds = kinds_of(model)
     if kinds is not None:
+        assert isinstance(model, PrunedBertMixin)
+        model.pruning_report = found.to_dict()
         model.pruning_card = model_card(found, auto_class_name(kinds))
         model.add_model_tags(["pruning", "hf-mlprune"])
 
@@ -164,15 +214,62 @@ def landed(pruning: PruningState) -> bool:
     return int(pruning.landed) >= 2
 
 
-def measure(model: PreTrainedModel, session: Session) -> list[Latency]:
-    """Latency of one and of 32 sequences as long as the last batch's, up to 128 tokens."""
-    lengths = [batch["input_ids"].shape[-1] for batch in session.batches.values() if "input_ids" in batch]
-    length = min(128, max(lengths, default=128))
-    measured = [measure_latency(model, batch, length, rounds=30, budget_seconds=5.0) for batch in (1, 32)]
+def measure(
+    model: nn.Module,
+    session: Session,
+    *,
+    shapes: Sequence[tuple[int, int]] = ((1, 128), (32, 128)),
+    rounds: int = 30,
+    budget_seconds: float = 5.0,
+) -> list[Latency]:
+    """Latency of batches of sequences, as long as those of the last calls if these were shorter.
+
+    Args:
+        model: a pruned model.
+        session: of its run.
+        shapes: sequences and most tokens of each.
+        rounds: see :func:`~hf_mlprune.latency.measure_latency`.
+        budget_seconds: the same, per shape.
+    """
+    lengths = [length for call in session.calls.values() if (length := call.length()) is not None]
+    longest = max(lengths, default=shapes[0][1])
+    measured = [
+        measure_latency(model, batch, min(most, longest), rounds=rounds, budget_seconds=budget_seconds)
+        for batch, most in shapes
+    ]
     return [row for row in measured if row is not None]
 
 
-def check_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+def save_masked(model: nn.Module, output_dir: Path) -> str:
+    """Save a model that could not be shrunk, with its masks, and say how to go on from there.
+
+    Args:
+        model: with final masks.
+        output_dir: of the run.
+
+    Returns:
+        A sentence for an error message.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = output_dir / UNSHRUNK
+    kinds = kinds_of(model)
+    if isinstance(model, PreTrainedModel):
+        write_folder(folder, model.save_pretrained)
+    else:
+        write_folder(folder, lambda partial: save_model(model, str(partial / "model.safetensors")))
+    if kinds is not None:
+        how = f"model = {auto_class_name(kinds)}.from_pretrained({str(folder)!r}); shrink(model)"
+    else:
+        how = (
+            "make the model anew; attach(model, PruningConfig.create(...)) with the settings of this run; "
+            f"load_model(model, {str(folder / 'model.safetensors')!r}) of safetensors.torch; shrink(model)"
+        )
+    return f"the trained model with its final masks is saved; once the cause is mended: {how}"
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer that does not train this model.
 
     Raises:
@@ -188,6 +285,16 @@ def check_optimizer(model: PreTrainedModel, optimizer: torch.optim.Optimizer) ->
             f"there, e.g. {missing[0]!r}: it was made for another model, or before this one was "
             "shrunk; make a new Trainer (or optimizer) for this model"
         )
+
+
+def use_evaluation_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer that trains other weights than it evaluates (schedule-free) bring in the latter.
+
+    Trainer brings the others back before the next step.
+    """
+    evaluate = getattr(optimizer, "eval", None)
+    if callable(evaluate):
+        evaluate()
 
 
 def _is_set(name: str) -> bool:
@@ -218,9 +325,11 @@ def check_arguments(args: TrainingArguments) -> None:
     Raises:
         ValueError: fp16, DeepSpeed, FSDP or DataParallel, with what to use instead.
     """
-    if args.fp16:
+    # Of the argument, or of `accelerate launch --mixed_precision fp16`, which sets the environment.
+    if args.fp16 or args.mixed_precision == "fp16":
+        given = "fp16=True" if args.fp16 else "mixed_precision fp16 (of accelerate)"
         raise ValueError(
-            "fp16=True: mask gradients would be scaled by the loss scaler; use bf16=True, or neither"
+            f"{given}: mask gradients would be scaled by the loss scaler; use bf16=True, or neither"
         )
     launched = [name for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP") if _is_set(name)]
     if args.deepspeed or args.fsdp or launched:

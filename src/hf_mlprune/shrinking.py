@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -15,22 +14,21 @@ from transformers import BertForMultipleChoice, PreTrainedModel
 
 from .anatomy import Anatomy, anatomy
 from .attaching import kinds_of, plain_config, swap_class
+from .calls import Call
+from .editing import edited
 from .loop import pruning_state
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.bert import PrunedBertConfig, PrunedBertMixin
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from .modeling.pruned import NoHeads, build_linear, fuse_activation, set_fingerprint, set_heads
 from .modeling.structure import LayerStructure, Structure, grid_shape
+from .proof import Comparison, compare, fixed_random_state, outputs, proof_dtypes
 
 Batch = Mapping[str, Any]
 
-#: Largest difference between masked and shrunk outputs, relative to max(1, largest output), as a
-#: multiple of the dtype's rounding unit: 1e-5 in float32.
-TOLERANCE_UNITS = 1e-5 / torch.finfo(torch.float32).eps
-
 
 class ShrinkError(RuntimeError):
-    """The shrunk model does not compute what the masked one did; the masked one was put back."""
+    """The model cannot be shrunk: it would not compute what the masked one does. It is as it was."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class ShrinkReport:
         max_difference: largest absolute difference between outputs of masked and shrunk model.
         max_output: largest absolute output.
         tolerance: difference that was allowed.
+        dtype: what both models were computed in, ``"float32"`` or ``"float64"``.
         real_batches: number of real batches compared on; 0 if on random tokens.
     """
 
@@ -49,70 +48,151 @@ class ShrinkReport:
     max_difference: float
     max_output: float
     tolerance: float
+    dtype: str
     real_batches: int
 
 
-def shrink(model: nn.Module, batches: Sequence[Batch] = ()) -> ShrinkReport:
+def shrink(model: nn.Module, batches: Sequence[Batch | Call] = ()) -> ShrinkReport:
     """Remove, in place, everything that the masks remove.
 
     A ``PrunableBertFor...`` becomes a ``PrunedBertFor...``; ``save_pretrained`` then writes a
-    checkpoint that loads through the Auto classes.
+    checkpoint that loads through the Auto classes. Whatever is raised, Ctrl-C included, leaves the model
+    with its masks, as it was.
 
     Args:
         model: a model with masks.
-        batches: model inputs to compare masked and shrunk model on; random tokens if there are none.
+        batches: model inputs to compare masked and shrunk model on: keyword arguments, or whole calls. If
+            there are none, random tokens for a stock class, and for the encoder of any other.
 
     Returns:
         What is left, and how equal the two models are.
 
     Raises:
         ValueError: the model has no masks, or a run that was begun is not over.
-        ShrinkError: outputs differ by more than rounding. The model is the masked one again.
+        ShrinkError: outputs differ by more than rounding, or cannot be compared.
     """
     state = pruning_state(model)
     if state.run is not None and int(state.landed) < 2:
         raise ValueError(
             "the run is not over: its masks are not final; call `advance` after each of its steps"
         )
-    parts = anatomy(model)
-    inputs = list(batches) or [random_batch(model, 2, 32)]
-    swaps, structure = _plan(parts, state)
-    before = _outputs(model, inputs)
-    old = [(layer, path, layer.get_submodule(path)) for layer, path, _ in swaps]
-    for layer, path, new in swaps:
-        layer.set_submodule(path, new)
-    parts.encoder.__delattr__(STATE_NAME)
-    after = _outputs(model, inputs)
-    difference, largest = _compare(before, after)
-    tolerance = TOLERANCE_UNITS * torch.finfo(_check_dtype(model)).eps * max(1.0, largest)
-    if not difference <= tolerance:
-        for layer, path, module in old:
-            layer.set_submodule(path, module)
-        parts.encoder.add_module(STATE_NAME, state)
-        raise ShrinkError(
-            f"shrunk outputs differ from masked ones by {difference:.3g}, expected at most "
-            f"{tolerance:.3g}; nothing was removed"
-        )
-    for part, kept in zip(parts.layers, structure.layers, strict=True):
-        set_heads(part.module, kept, parts.sizes, parts.paths)
-        fuse_activation(part.module, parts.paths)
-    _become_pruned(model, parts, structure)
-    return ShrinkReport(structure, difference, largest, tolerance, len(batches))
+    return _shrink(model, state, batches)
 
 
-def shrunk_copy(model: PreTrainedModel, batches: Sequence[Batch] = ()) -> PreTrainedModel:
+def rehearse(
+    model: nn.Module, batches: Sequence[Batch | Call], inspect: Callable[[ShrinkReport], None]
+) -> None:
+    """Shrink by trial masks that remove every second unit, then put everything back.
+
+    So what cannot work at the end of a run is known at its start.
+
+    Args:
+        model: a model with masks.
+        batches: see :func:`shrink`.
+        inspect: is called while the model is small.
+
+    Raises:
+        ShrinkError: see :func:`shrink`.
+        Exception: whatever the model or ``inspect`` raises.
+    """
+    state = pruning_state(model)
+    try:
+        # A resumed run rehearses at another step than the straight one, and must draw as that does.
+        with edited(model), fixed_random_state(state.landed.device):
+            for gate in state.all_gates():
+                kept = gate.keep.nonzero()[::2]
+                gate.keep.fill_(False)
+                gate.keep[kept] = True
+            inspect(_shrink(model, state, batches))
+            raise _RehearsedError
+    except _RehearsedError:
+        return
+
+
+class _RehearsedError(Exception):
+    """Has a rehearsed shrink taken back."""
+
+
+def shrunk_copy(model: PreTrainedModel, batches: Sequence[Batch | Call] = ()) -> PreTrainedModel:
     """A shrunk copy of a model with masks, in evaluation mode; the model stays as it is.
 
     Hooks are copied with the model: take out those that hold other models first. Args and errors are
     those of :func:`shrink`.
     """
-    state = pruning_state(model)
-    session, run = state.session, state.run
-    state.session = state.run = None
     copy = deepcopy(model)
-    state.session, state.run = session, run
     shrink(copy, batches)
     return copy.eval()
+
+
+def _shrink(model: nn.Module, state: PruningState, batches: Sequence[Batch | Call]) -> ShrinkReport:
+    calls = [batch if isinstance(batch, Call) else Call((), dict(batch)) for batch in batches]
+    dtypes = proof_dtypes(model)
+    for dtype in dtypes[:-1]:
+        try:
+            return _shrink_and_prove(model, state, calls, dtype)
+        except _UnequalError as error:
+            unequal = error
+    try:
+        return _shrink_and_prove(model, state, calls, dtypes[-1])
+    except _UnequalError as error:
+        raise _difference(error.comparison) from None
+    except Exception as error:
+        if len(dtypes) == 1:
+            raise
+        # A device or a forward that has no float64: the verdict in float32 stands.
+        raise _difference(unequal.comparison) from error
+
+
+def _difference(found: Comparison) -> ShrinkError:
+    return ShrinkError(
+        f"shrunk outputs differ from masked ones by {found.difference:.3g}, expected at most "
+        f"{found.tolerance:.3g}; nothing was removed. If the model draws random numbers of the shape of "
+        "pruned layers in evaluation, switch that off"
+    )
+
+
+class _UnequalError(Exception):
+    """Outputs differ in the dtype that they were compared in."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+
+
+def _shrink_and_prove(
+    model: nn.Module, state: PruningState, calls: Sequence[Call], dtype: torch.dtype
+) -> ShrinkReport:
+    parts = anatomy(model)
+    compared: nn.Module = model
+    inputs = list(calls)
+    if not inputs:
+        # How a class of the user's own is called is not known.
+        compared = model if kinds_of(model) else parts.encoder
+        inputs = [Call((), dict(random_batch(model, 2, 32, choices=compared is model)))]
+    before = outputs(compared, inputs, dtype)
+    swaps, structure = _plan(parts, state)
+    with edited(model):
+        for layer, path, new in swaps:
+            layer.set_submodule(path, new)
+        parts.encoder.__delattr__(STATE_NAME)
+        for part, kept in zip(parts.layers, structure.layers, strict=True):
+            set_heads(part.module, kept, parts.sizes, parts.paths)
+            fuse_activation(part.module, parts.paths)
+        _become_pruned(model, parts, structure)
+        after = outputs(compared, inputs, dtype)
+        try:
+            found = compare(before, after, dtype)
+        except ValueError as error:
+            raise ShrinkError(f"masked and shrunk model cannot be compared: {error}") from error
+        if not found.equal:
+            raise _UnequalError(found)
+    return ShrinkReport(
+        structure=structure,
+        max_difference=found.difference,
+        max_output=found.largest,
+        tolerance=found.tolerance,
+        dtype=str(dtype).removeprefix("torch."),
+        real_batches=len(calls),
+    )
 
 
 def _plan(parts: Anatomy, state: PruningState) -> tuple[list[tuple[nn.Module, str, nn.Module]], Structure]:
@@ -212,55 +292,3 @@ def random_batch(model: nn.Module, rows: int, length: int, *, choices: bool = Tr
     mask[rows // 2, ..., length // 2 :] = 0
     device = next(model.parameters()).device
     return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
-
-
-def _check_dtype(model: nn.Module) -> torch.dtype:
-    dtype = next(model.parameters()).dtype
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-@contextmanager
-def _as_in_check(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and float32 for half-precision models: their rounding would hide errors."""
-    training = model.training
-    dtypes = {name: tensor.dtype for name, tensor in _floating(model)}
-    model.eval()
-    if dtypes and next(iter(dtypes.values())) is not _check_dtype(model):
-        model.to(_check_dtype(model))
-    try:
-        yield
-    finally:
-        for name, tensor in _floating(model):
-            tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
-        model.train(training)
-
-
-def _floating(model: nn.Module) -> list[tuple[str, Tensor]]:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
-    found: list[Tensor] = []
-    with _as_in_check(model):
-        for batch in batches:
-            # The class's own forward: accelerate may have wrapped the instance's in an autocast, whose
-            # rounding would hide errors, or be taken for one.
-            found += _tensors(type(model).forward(model, **batch))
-    return found
-
-
-def _tensors(out: Any) -> list[Tensor]:
-    """Every tensor of an output, in order, in float64."""
-    if isinstance(out, Tensor):
-        return [out.double()]
-    values = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
-
-
-def _compare(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
-    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
-    # Not Python's max, which passes over NaN.
-    difference = torch.stack([(a - b).abs().max() for a, b in pairs]).max()
-    return float(difference), float(torch.stack([a.abs().max() for a, _ in pairs]).max())

@@ -1,0 +1,132 @@
+"""What an encoder computes on the way, taken by hooks: nothing is asked of the model around it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .anatomy import Anatomy
+
+
+@dataclass
+class Encoded:
+    """What one pass of an encoder computed.
+
+    Attributes:
+        attention_mask: ``(batch, tokens)``, 1 = real; ``None`` if all are.
+        hidden_states: of the embeddings and of each layer, ``(batch, tokens, hidden)``.
+        attentions: layer -> attention weights, ``(batch, heads, tokens, tokens)``; ``None`` where the
+            attention in use does not compute them.
+    """
+
+    attention_mask: Tensor | None
+    hidden_states: list[Tensor] = field(default_factory=list)
+    attentions: dict[int, Tensor | None] = field(default_factory=dict)
+
+
+class EncoderRecorder:
+    """Hooks on an encoder that keep what its passes compute, while they are told to.
+
+    A pass begins with the embeddings and ends with the last layer: some libraries call the encoder's
+    ``forward``, past the hooks of the encoder itself.
+
+    Args:
+        parts: the encoder.
+        attention: whether to keep attention weights.
+    """
+
+    def __init__(self, parts: Anatomy, *, attention: bool) -> None:
+        self.parts, self.attention = parts, attention
+        self._passes: list[Encoded] = []
+        self._recording = False
+        self._present: Encoded | None = None
+        self._given: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def install(self) -> None:
+        """Register the hooks."""
+        encoder, layers = self.parts.encoder, [layer.module for layer in self.parts.layers]
+        embeddings = encoder.get_submodule(self.parts.embeddings)
+        self._handles = [
+            encoder.register_forward_pre_hook(self._called, with_kwargs=True),
+            embeddings.register_forward_hook(self._embedded),
+            layers[0].register_forward_pre_hook(self._entered, with_kwargs=True),
+            *(layer.register_forward_hook(self._keep(layer is layers[-1])) for layer in layers),
+        ]
+        for index, layer in enumerate(self.parts.layers if self.attention else ()):
+            if layer.structure.heads:
+                module = layer.module.get_submodule(self.parts.paths.attention)
+                self._handles.append(module.register_forward_hook(self._keep_attention(index)))
+
+    def remove(self) -> None:
+        """Take the hooks out."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def begin(self) -> None:
+        """Forget what was recorded, and record from now on."""
+        self._passes, self._present, self._given, self._recording = [], None, None, True
+
+    def end(self) -> list[Encoded]:
+        """Stop recording.
+
+        Returns:
+            The passes recorded, in their order.
+        """
+        found, self._passes = self._passes, []
+        self._present, self._given, self._recording = None, None, False
+        return found
+
+    def _called(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._recording:
+            mask = _argument(module, "attention_mask", args, kwargs)
+            self._given = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def _embedded(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        if self._recording:
+            self._present = Encoded(self._given, [out])
+            self._given = None
+
+    def _entered(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._present is not None and self._present.attention_mask is None:
+            self._present.attention_mask = _real_tokens(_argument(module, "attention_mask", args, kwargs))
+
+    def _keep(self, last: bool) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, out: Any) -> None:
+            if self._present is None:
+                return  # Layers run again, in the backward pass, under activation checkpointing.
+            self._present.hidden_states.append(out if isinstance(out, Tensor) else out[0])
+            if last:
+                self._passes.append(self._present)
+                self._present = None
+
+        return keep
+
+    def _keep_attention(self, index: int) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, out: Any) -> None:
+            if self._present is not None:
+                self._present.attentions[index] = out[1]
+
+        return keep
+
+
+def _argument(module: nn.Module, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    return inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments.get(name)
+
+
+def _real_tokens(mask: Any) -> Tensor | None:
+    """Which keys a layer's attention mask leaves, ``(batch, tokens)``; ``None`` if it masks nothing.
+
+    Args:
+        mask: ``(batch, tokens)``, or ``(batch, 1, queries, keys)``, bool or added to the scores.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() == 2:
+        return mask if isinstance(mask, Tensor) else None
+    open_keys = mask if not mask.is_floating_point() else mask == 0
+    return open_keys[:, 0].any(dim=-2)

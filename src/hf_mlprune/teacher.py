@@ -1,0 +1,177 @@
+"""Teachers: loading one, checking that it can teach a student, and telling it from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertModel,
+    PreTrainedModel,
+)
+
+from .anatomy import Anatomy, anatomy
+from .attaching import auto_class_name, kinds_of
+from .config import PruningConfig
+from .modeling.bert import unloaded_keys
+
+#: Models of whose config `num_labels` and `id2label` say nothing.
+UNLABELLED = (BertModel, BertForMaskedLM, BertForMultipleChoice, BertForQuestionAnswering)
+
+Positions = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model in evaluation mode, and the heads that it shares with the student.
+
+    Attributes:
+        model: the teacher, on the student's device.
+        parts: its encoder, if hidden states or attention weights are matched.
+        student_heads: per layer, positions of the shared heads among the student's.
+        teacher_heads: the same heads' positions among the teacher's.
+    """
+
+    model: nn.Module
+    parts: Anatomy | None
+    student_heads: Positions
+    teacher_heads: Positions
+
+
+def load_teacher(source: str | nn.Module, student: nn.Module, config: PruningConfig) -> Teacher:
+    """Load a teacher, or take over a model, and check that it can teach this student.
+
+    Args:
+        source: a folder, a hub name, or a module that is called as the student is (put into evaluation
+            mode, gradients off).
+        student: the model to teach.
+        config: names the terms that are wanted.
+
+    Raises:
+        ValueError: other labels or vocabulary than the student's, or of another width or depth while
+            hidden-state or attention terms are wanted.
+        TypeError: the student is not of a stock class, so the name alone does not say what to load.
+    """
+    if isinstance(source, nn.Module):
+        if source is student:
+            raise ValueError("teacher: expected another model than the one that is pruned")
+        model = source
+    else:
+        model = _load(source, student)
+    _check_head(model, student)
+    _check_labels(model, student)
+    parts, *heads = _shared_heads(model, student, config)
+    device = next(student.parameters()).device
+    model.requires_grad_(False)
+    return Teacher(model.to(device).eval(), parts, *heads)
+
+
+def _load(source: str, student: nn.Module) -> PreTrainedModel:
+    kinds = kinds_of(student)
+    if kinds is None:
+        raise TypeError(
+            f"teacher: {type(student).__name__} is not a stock class; load the teacher yourself "
+            "and pass the model"
+        )
+    auto = getattr(transformers, auto_class_name(kinds))
+    model, info = auto.from_pretrained(source, dtype=student.dtype, output_loading_info=True)
+    missing = sorted(key for key in unloaded_keys(info) if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(
+            f"teacher: expected a fine-tuned {type(student).__name__.removeprefix('Prunable')} in "
+            f"{source}, but it lacks {len(missing)} weights, e.g. {missing[0]!r}: fine-tune it first"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """What a model is, however it is spelled: 32 hexadecimal digits.
+
+    Of names, shapes, kinds and values of its weights, and of what its encoder's config adds to them; not of
+    where it lies, of buffers that are computed, or of what its config says of names and training.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+    config = getattr(model, "config", None)
+    for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
+        digest.update(f"{name} {getattr(config, name, None)}".encode())
+    return digest.hexdigest()
+
+
+def _check_head(teacher: nn.Module, student: nn.Module) -> None:
+    theirs, ours = kinds_of(teacher), kinds_of(student)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise ValueError(
+            f"teacher: expected a {ours.stock.__name__} as the student is, got a {theirs.stock.__name__}"
+        )
+
+
+def _check_labels(teacher: nn.Module, student: nn.Module) -> None:
+    if not isinstance(teacher, PreTrainedModel) or not isinstance(student, PreTrainedModel):
+        return  # What a module of the script's own says of its labels is not known.
+    labelled = not isinstance(student, UNLABELLED)
+    for name in ("vocab_size", "num_labels") if labelled else ("vocab_size",):
+        theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
+        if theirs != ours:
+            raise ValueError(f"teacher: expected {name}={ours} as in the student, got {theirs}")
+    if not labelled:
+        return
+    labels = [
+        {int(index): label for index, label in (model.config.id2label or {}).items()}
+        for model in (teacher, student)
+    ]
+    named = [any(label != f"LABEL_{index}" for index, label in mapping.items()) for mapping in labels]
+    if all(named) and labels[0] != labels[1]:
+        raise ValueError(
+            f"teacher: expected the student's labels {labels[1]}, got {labels[0]}; give both the "
+            "same id2label"
+        )
+
+
+def _shared_heads(
+    teacher: nn.Module, student: nn.Module, config: PruningConfig
+) -> tuple[Anatomy | None, Positions, Positions]:
+    if not (config.hidden_weight or config.attention_weight):
+        return None, (), ()
+    try:
+        theirs, ours = anatomy(teacher), anatomy(student)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"teacher: hidden-state and attention terms need a teacher of the student's family "
+            f"({error}); for logits only set hidden_weight=0 and attention_weight=0"
+        ) from error
+    words = [parts.encoder.config.vocab_size for parts in (theirs, ours)]
+    if words[0] != words[1]:
+        raise ValueError(f"teacher: expected vocab_size={words[1]} as in the student, got {words[0]}")
+    size = (theirs.sizes.hidden_size, len(theirs.layers))
+    expected = (ours.sizes.hidden_size, len(ours.layers))
+    heads = (theirs.sizes.num_heads, ours.sizes.num_heads)
+    if size != expected or (config.attention_weight and heads[0] != heads[1]):
+        raise ValueError(
+            f"teacher: expected hidden size, layers and heads {(*expected, heads[1])} as in the "
+            f"student, got {(*size, heads[0])}; a teacher of another width or depth can teach by "
+            "its logits only: set hidden_weight=0 and attention_weight=0"
+        )
+    shared = [
+        sorted(set(a.structure.heads) & set(b.structure.heads))
+        for a, b in zip(theirs.layers, ours.layers, strict=True)
+    ]
+
+    def positions(layers: Sequence[Any]) -> Positions:
+        return tuple(
+            tuple(layer.structure.heads.index(head) for head in common)
+            for layer, common in zip(layers, shared, strict=True)
+        )
+
+    return theirs, positions(ours.layers), positions(theirs.layers)
