@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .anatomy import find_encoder
+from .anatomy import Anatomy, anatomy, find_encoder
 from .config import PruningConfig
 from .editing import edited
 from .masked import PruningState
@@ -101,6 +101,7 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
     """
     if any(isinstance(module, PruningState) for module in model.modules()):
         raise ValueError("the model has masks already: attach once per run")
+    _check_linears(anatomy(model))
     kinds = kinds_of(model)
     with edited(model):
         state = new_masks(model, config)
@@ -119,6 +120,24 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
             type(model).__name__,
         )
     return state
+
+
+def _check_linears(parts: Anatomy) -> None:
+    """Refuse linears whose weight is computed anew at each call: a mask on it would be overwritten.
+
+    Raises:
+        TypeError: says how to make the weight a parameter again.
+    """
+    for index, layer in enumerate(parts.layers):
+        for role, linear in layer.linears.items():
+            names = sorted(name for name, _ in linear.named_parameters())
+            if "weight" not in names or not set(names) <= {"weight", "bias"}:
+                raise TypeError(
+                    f"layer {index}, {role}: expected a linear with the parameters weight and bias, got "
+                    f"{names}: its weight is reparametrized; make it permanent first, by "
+                    "torch.nn.utils.prune.remove(linear, 'weight'), torch.nn.utils.remove_weight_norm(linear) "
+                    "or torch.nn.utils.parametrize.remove_parametrizations(linear, 'weight')"
+                )
 
 
 def swap_class(
