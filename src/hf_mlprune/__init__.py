@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertTokenizer,
 )
 
 from . import kernels
@@ -57,6 +59,8 @@ __all__ = [
 # So that the Auto classes and `pipeline` load our checkpoints once this package is imported.
 AutoConfig.register("prunable_bert", PrunableBertConfig)
 AutoConfig.register("pruned_bert", PrunedBertConfig)
+AutoTokenizer.register(PrunableBertConfig, BertTokenizer)
+AutoTokenizer.register(PrunedBertConfig, BertTokenizer)
 for _auto, _kinds in zip(
     (
         AutoModel,

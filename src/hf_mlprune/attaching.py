@@ -24,6 +24,7 @@ from .config import PruningConfig
 from .editing import edited
 from .masked import PruningState
 from .modeling import bert as pruned
+from .modeling.checkpoint import keep_present_names
 from .modeling.pruned import set_fingerprint
 from .prunable import (
     PrunableBertConfig,
@@ -102,16 +103,16 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
     if any(isinstance(module, PruningState) for module in model.modules()):
         raise ValueError("the model has masks already: attach once per run")
     _check_linears(anatomy(model))
-    kinds = kinds_of(model)
     with edited(model):
         state = new_masks(model, config)
         encoder = find_encoder(model)[1]
         old = encoder.config
         new = PrunableBertConfig.from_dict({**plain_config(old), "pruning": config.to_dict()})
         new.structure = without_blocks(getattr(old, "structure", None))
-        swap_class(model, old, new, kinds.prunable if kinds else None)
+        swap_class(model, old, new)
+        keep_present_names(model)
         set_fingerprint(encoder, None)
-    if kinds is None:
+    if kinds_of(model) is None:
         logger.warning(
             "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
             "trained and pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned "
@@ -135,24 +136,32 @@ def _check_linears(parts: Anatomy) -> None:
                 raise TypeError(
                     f"layer {index}, {role}: expected a linear with the parameters weight and bias, got "
                     f"{names}: its weight is reparametrized; make it permanent first, by "
-                    "torch.nn.utils.prune.remove(linear, 'weight'), torch.nn.utils.remove_weight_norm(linear) "
+                    "torch.nn.utils.prune.remove(linear, 'weight'), "
+                    "torch.nn.utils.remove_weight_norm(linear) "
                     "or torch.nn.utils.parametrize.remove_parametrizations(linear, 'weight')"
                 )
 
 
-def swap_class(
-    model: nn.Module, old: BertConfig, new: BertConfig, model_class: type[PreTrainedModel] | None
-) -> None:
-    """Give a model, in place, another config in all modules that share it, and another class."""
+def swap_class(model: nn.Module, old: BertConfig, new: BertConfig) -> None:
+    """Give a model, in place, another config in all modules that share it, and their classes with it.
+
+    A module of a known class that is or holds the encoder gets the class of its head that has this config;
+    classes of the user's own stay.
+    """
     new._attn_implementation = old._attn_implementation
     for module in model.modules():
-        if getattr(module, "config", None) is old:
-            module.config = new
-    if model_class is not None:
-        # Building the class once lets transformers learn which outputs it can record.
-        with torch.device("meta"):
-            model_class(new)
-        model.__class__ = model_class
+        if getattr(module, "config", None) is not old:
+            continue
+        module.config = new
+        kinds = kinds_of(module)
+        if kinds is not None:
+            model_class = next(
+                kind for kind in (kinds.stock, kinds.prunable, kinds.pruned) if kind.config_class is type(new)
+            )
+            # Building the class once lets transformers learn which outputs it can record.
+            with torch.device("meta"):
+                model_class(new)
+            module.__class__ = model_class
 
 
 def plain_config(config: BertConfig) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .loop import reset_state
 from .masked import STATE_NAME, PruningState, insert_masks
 from .methods import make_method
 from .modeling import bert as pruned
-from .modeling.checkpoint import check_config
+from .modeling.checkpoint import check_config, keep_present_names
 from .modeling.pruned import apply_structure
 from .modeling.structure import fingerprint
 
@@ -176,6 +176,7 @@ class PrunableBertMixin(PreTrainedModel):
             # Of a run of ours: whole, or refused. Others may bring a dense model in any form.
             pruned.check_files(cls, args[0], kwargs, not_stored=STATE_NAME)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        keep_present_names(model)
         unloaded = pruned.unloaded_keys(info)
         broken = sorted(key for key in unloaded if "encoder.layer." in key)
         if broken:
@@ -198,9 +199,11 @@ class PrunableBertModel(PrunableBertMixin, BertModel):
 class PrunableBertHeadMixin(PrunableBertMixin):
     """A masked encoder under one of transformers' task heads."""
 
+    bert: Any
+
     def __init__(self, config: PrunableBertConfig) -> None:
         super().__init__(config)
-        self._insert_masks()
+        self.bert = PrunableBertModel(config, add_pooling_layer=self.bert.pooler is not None)
         self.post_init()
 
 

@@ -265,8 +265,7 @@ def _become_pruned(model: nn.Module, parts: Anatomy, structure: Structure) -> No
     old = parts.encoder.config
     new = PrunedBertConfig.from_dict(plain_config(old))
     new.structure = structure.to_dict()
-    kinds = kinds_of(model)
-    swap_class(model, old, new, kinds.pruned if kinds else None)
+    swap_class(model, old, new)
     set_fingerprint(parts.encoder, structure)
     if isinstance(model, PrunedBertMixin):
         # Of an earlier run, if there are any.

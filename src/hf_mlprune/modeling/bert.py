@@ -27,6 +27,7 @@ from .checkpoint import (
     check_config,
     check_stored,
     check_whole,
+    keep_present_names,
     stored_tensors,
     write_checkpoint,
     write_text,
@@ -184,6 +185,7 @@ class PrunedBertMixin(PreTrainedModel):
         if source is not None and kwargs.get("state_dict") is None:
             check_files(cls, source, kwargs)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        keep_present_names(model)
         broken = sorted(key for key in unloaded_keys(info) if "encoder.layer." in key)
         if broken:
             raise ValueError(
@@ -282,10 +284,13 @@ class PrunedBertModel(PrunedBertMixin, BertModel):
 class PrunedBertHeadMixin(PrunedBertMixin):
     """A pruned encoder under one of transformers' task heads."""
 
+    bert: Any
+
     def __init__(self, config: PrunedBertConfig) -> None:
-        structure = bert_structure(config)
+        bert_structure(config)
         super().__init__(config)
-        self._apply_structure(structure)
+        # Not the stock encoder with other layers: saved on its own, it is to be known for what it is.
+        self.bert = PrunedBertModel(config, add_pooling_layer=self.bert.pooler is not None)
         self.post_init()
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import cached_file
 
@@ -209,8 +210,21 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
+def keep_present_names(model: nn.Module) -> None:
+    """Have a model, and those within it, saved under the names that their tensors have now.
+
+    transformers remembers what it renamed or rewrote at loading and undoes that at saving. Whoever then reads
+    the file by the model's own names (`Trainer`, resuming or loading the best checkpoint) finds none of those
+    tensors, and nothing says so.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            # Empty, not absent: without it, transformers looks for what models of this type have.
+            module._weight_conversions = []
+
+
 def _present_name(name: str) -> str:
-    """What transformers calls a tensor of an old checkpoint, whose names it keeps at saving."""
+    """What transformers calls a tensor of an old checkpoint; we kept such names at saving, too, once."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
@@ -244,10 +258,14 @@ def check_stored(
                     f"expected every weight in the checkpoint, but {key!r} is missing; {_ADVICE}"
                 )
         elif found.shape != tuple(tensor.shape) and not (ignore_heads and not inside):
-            raise ValueError(
-                f"{key}: expected the shape {tuple(tensor.shape)} of config.json, got {found.shape}: "
-                f"the checkpoint is incomplete or was edited, or its files are of two models; {_ADVICE}"
-            )
+            message = f"{key}: expected the shape {tuple(tensor.shape)} of config.json, got {found.shape}: "
+            if inside:
+                message += (
+                    f"the checkpoint is incomplete or was edited, or its files are of two models; {_ADVICE}"
+                )
+            else:
+                message += "for a new head, e.g. of another num_labels, pass ignore_mismatched_sizes=True"
+            raise ValueError(message)
         elif found.is_floating_point != tensor.is_floating_point():
             raise ValueError(f"{key}: expected {tensor.dtype}, got a tensor of another kind; {_ADVICE}")
 
