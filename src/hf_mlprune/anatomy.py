@@ -22,7 +22,7 @@ class LayerAnatomy:
     Attributes:
         module: the host model's layer.
         structure: which heads and rows of the dense layer it still has; blocks are left out.
-        linears: role -> module; roles of removed heads are absent.
+        linears: role -> module; roles whose matrix has no rows or columns left are absent.
     """
 
     module: nn.Module
@@ -134,8 +134,9 @@ def anatomy(model: nn.Module) -> Anatomy:
     layers = []
     for index, (module, kept) in enumerate(zip(family.layers(encoder), structure.layers, strict=True)):
         _check_activation(index, family.paths.activation_of(module))
-        roles = [role for role in ROLES if kept.heads or role not in ("query", "key", "value")]
-        linears = {role: family.paths.linear(module, role) for role in roles}
+        linears = {
+            role: family.paths.linear(module, role) for role in ROLES if not kept.is_empty(role, sizes)
+        }
         layers.append(LayerAnatomy(module, dataclasses.replace(kept, blocks={}), linears))
     return Anatomy(name, encoder, tuple(layers), sizes, family.paths, family.embeddings)
 

@@ -14,8 +14,8 @@ from .anatomy import Anatomy
 from .budget import block_weights, structure_weights
 from .config import PruningConfig
 from .gates import Gate, GateOf
-from .modeling.block_sparse import BlockSparseLinear, scatter_rows
-from .modeling.pruned import RowScatterLinear, SmallLinear, copy_frozen, separate_activation
+from .modeling.block_sparse import BlockSparseLinear
+from .modeling.pruned import copy_frozen, separate_activation, set_follower
 from .modeling.structure import ROLES, LayerSizes, LayerStructure, grid_shape
 
 STATE_NAME = "pruning"
@@ -43,24 +43,16 @@ class Masks:
 
 
 class MaskedLinear(nn.Linear):
-    """A linear whose rows and blocks are multiplied by masks.
-
-    Cast in place from ``nn.Linear``, or from ``RowScatterLinear`` where a model is pruned further.
-    """
+    """A linear whose rows and blocks are multiplied by masks; cast in place from ``nn.Linear``."""
 
     masks: Masks
-    scatters: bool
-    row_indices: Tensor
-    scatter_size: int
 
     @classmethod
     def cast(cls, linear: nn.Linear, masks: Masks) -> None:
         """Turn a linear into a masked one, keeping its identity and its parameters'."""
-        scatter = isinstance(linear, RowScatterLinear)
         linear.__class__ = cls
         assert isinstance(linear, cls)
         linear.masks = masks
-        linear.scatters = scatter
 
     def kept_shape(self) -> tuple[int, int]:
         """Rows and columns that the row and column gates leave."""
@@ -126,8 +118,7 @@ class MaskedLinear(nn.Linear):
         blocks = self._block_mask()
         if blocks is not None:
             weight = weight * blocks
-        y = functional.linear(x, weight, bias)
-        return scatter_rows(y, self.row_indices, self.scatter_size) if self.scatters else y
+        return functional.linear(x, weight, bias)
 
 
 class PruningState(nn.Module):
@@ -211,9 +202,9 @@ def _make_gates(
     if "heads" in config.levels and kept.heads:
         gates["heads"] = Gate(len(kept.heads), device)
     for site in config.row_sites if "rows" in config.levels else ():
-        rows = len(getattr(kept, site))
-        if rows:
-            gates[site] = Gate(rows, device)
+        # Rows of a matrix without columns weigh nothing.
+        if not kept.is_empty(site, sizes):
+            gates[site] = Gate(len(getattr(kept, site)), device)
     if config.blocks:
         for role in ROLES:
             grid = grid_shape(kept.linear_shape(role, sizes), config.block_shape)
@@ -244,7 +235,7 @@ def insert_masks(anatomy: Anatomy, config: PruningConfig, *, mask_queries_and_ke
     for index in state.included():
         gates = state.gates(index)
         for role, linear in anatomy.layers[index].linears.items():
-            if type(linear) not in (nn.Linear, SmallLinear, RowScatterLinear):
+            if type(linear) is not nn.Linear:
                 raise TypeError(f"layer {index}, {role}: expected nn.Linear, got {type(linear).__name__}")
             assert isinstance(linear, nn.Linear)
             masks = _masks_of(role, gates, anatomy.sizes, config, mask_queries_and_keys)
@@ -283,17 +274,14 @@ def restore_dense_blocks(anatomy: Anatomy) -> None:
             if isinstance(linear, BlockSparseLinear):
                 plain = _densified(linear)
                 layer.module.set_submodule(getattr(anatomy.paths, role), plain)
+                set_follower(layer.module, role, layer.structure, anatomy.sizes, anatomy.paths)
                 layer.linears[role] = plain
 
 
 @torch.no_grad()
 def _densified(linear: BlockSparseLinear) -> nn.Linear:
     dense, bias = linear.matrix().to_dense(), linear.bias is not None
-    plain = (
-        nn.Linear(linear.in_features, linear.out_features, bias=bias)
-        if linear.scatter_size is None
-        else RowScatterLinear(linear.in_features, linear.row_indices, linear.scatter_size, bias=bias)
-    )
+    plain = nn.Linear(linear.in_features, linear.out_features, bias=bias)
     plain = plain.to(dense.device, dense.dtype).train(linear.training)
     plain.weight.copy_(dense)
     if linear.bias is not None and plain.bias is not None:

@@ -26,7 +26,7 @@ from .masked import STATE_NAME, PruningState, insert_masks
 from .methods import make_method
 from .modeling import bert as pruned
 from .modeling.checkpoint import check_config, keep_present_names
-from .modeling.pruned import apply_structure
+from .modeling.pruned import FINGERPRINT, apply_structure, initialize
 from .modeling.structure import fingerprint
 
 
@@ -124,6 +124,8 @@ class PrunableBertMixin(PreTrainedModel):
     # By name: transformers would cast the whole state, bool masks included.
     _keep_in_fp32_modules_strict: ClassVar = [f"{STATE_NAME}.*.scores", f"{STATE_NAME}.*.threshold"]
     _keys_to_ignore_on_load_missing: ClassVar = [rf"(^|\.){STATE_NAME}\."]
+    # Of a model that was pruned before.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.row_indices$", rf"(^|\.){FINGERPRINT}$"]
 
     def _insert_masks(self) -> None:
         config = self.config
@@ -141,6 +143,11 @@ class PrunableBertMixin(PreTrainedModel):
                 pruned.BERT_PATHS,
             )
         new_masks(self, PruningConfig.from_dict(config.pruning))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in transformers, and what of our modules no checkpoint brought."""
+        super()._init_weights(module)
+        initialize(module, self.config.initializer_range)
 
     def initialize_weights(self) -> None:
         """As in transformers; masks that no checkpoint brought get their initial values.

@@ -18,7 +18,7 @@ from .kernels import explain
 from .latency import Latency
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.block_sparse import BlockSparseLinear
-from .modeling.structure import ROLES, LayerStructure, grid_shape
+from .modeling.structure import HEAD_ROLES, ROLES, LayerStructure, grid_shape
 from .shrinking import ShrinkReport
 
 REPORT_VERSION = 1
@@ -194,7 +194,8 @@ def dense_parameters(model: nn.Module) -> int:
     for layer in parts.layers:
         for role in ROLES:
             rows, columns = full.linear_shape(role, parts.sizes)
-            linear = layer.linears.get(role)
+            gone = role in HEAD_ROLES and not layer.structure.heads
+            linear = None if gone else parts.paths.linear(layer.module, role)
             present = 0 if linear is None else sum(p.numel() for p in linear.parameters())
             own += rows * columns + rows - present
     return own

@@ -20,8 +20,16 @@ from .loop import pruning_state
 from .masked import STATE_NAME, MaskedLinear, PruningState
 from .modeling.bert import PrunedBertConfig, PrunedBertMixin
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
-from .modeling.pruned import NoHeads, build_linear, fuse_activation, set_fingerprint, set_heads
-from .modeling.structure import LayerStructure, Structure, grid_shape
+from .modeling.pruned import (
+    FOLLOWED,
+    build_follower,
+    build_linear,
+    fuse_activation,
+    set_fingerprint,
+    set_heads,
+)
+from .modeling.standins import EmptyLinear, NoHeads
+from .modeling.structure import HEAD_ROLES, ROLES, LayerStructure, Structure, grid_shape
 from .proof import Comparison, compare, fixed_random_state, outputs, proof_dtypes
 
 Batch = Mapping[str, Any]
@@ -199,31 +207,38 @@ def _plan(parts: Anatomy, state: PruningState) -> tuple[list[tuple[nn.Module, st
     """New modules by layer and path, and the structure they make."""
     swaps: list[tuple[nn.Module, str, nn.Module]] = []
     layers: list[LayerStructure] = []
-    shape = state.config.block_shape
+    shape, paths, sizes = state.config.block_shape, parts.paths, parts.sizes
     for index, layer in enumerate(parts.layers):
         kept = state.kept_structure(index)
-        matrices: dict[str, tuple[MaskedLinear, Tensor, Tensor | None]] = {}
-        for role, linear in layer.linears.items():
-            if isinstance(linear, MaskedLinear) and (kept.heads or role not in _HEAD_ROLES):
-                matrices[role] = (linear, *_kept_weight(linear))
+        matrices = {
+            role: _kept_weight(linear)
+            for role, linear in layer.linears.items()
+            if isinstance(linear, MaskedLinear) and not kept.is_empty(role, sizes)
+        }
         blocks = {
             role: int(grid.sum())
-            for role, (_, _, grid) in matrices.items()
+            for role, (_, grid) in matrices.items()
             if grid is not None and not bool(grid.all())
         }
         kept = dataclasses.replace(kept, blocks=blocks)
         layers.append(kept)
-        for role, (linear, weight, grid) in matrices.items():
-            new = build_linear(linear, role, kept, parts.sizes, shape)
-            _fill(new, linear, weight, grid, shape)
-            swaps.append((layer.module, getattr(parts.paths, role), new))
         if not kept.heads and layer.structure.heads:
-            swaps.append((layer.module, parts.paths.attention, NoHeads()))
+            swaps.append((layer.module, paths.attention, NoHeads()))
+        for role in ROLES:
+            if not kept.heads and role in HEAD_ROLES:
+                continue
+            old = paths.linear(layer.module, role)
+            # What was empty before has no masks, but what it is to be beside may have changed.
+            if isinstance(old, (MaskedLinear, EmptyLinear)):
+                new = build_linear(old, role, kept, sizes, shape)
+                weight, grid = matrices.get(role, (None, None))
+                _fill(new, old, weight, grid, shape)
+                swaps.append((layer.module, getattr(paths, role), new))
+                if role in FOLLOWED:
+                    follower = build_follower(paths.follower(layer.module, role), new, role, kept, sizes)
+                    swaps.append((layer.module, getattr(paths, f"{role}_follower"), follower))
     any_blocks = any(layer.blocks for layer in layers)
     return swaps, Structure(tuple(layers), shape if any_blocks else None)
-
-
-_HEAD_ROLES = ("query", "key", "value")
 
 
 @torch.no_grad()
@@ -244,21 +259,22 @@ def _kept_weight(linear: MaskedLinear) -> tuple[Tensor, Tensor | None]:
 @torch.no_grad()
 def _fill(
     new: nn.Module,
-    old: MaskedLinear,
-    weight: Tensor,
+    old: nn.Module,
+    weight: Tensor | None,
     grid: Tensor | None,
     block_shape: tuple[int, int],
 ) -> None:
-    rows = old.masks.rows
+    """Give a small layer what is kept of a weight, if there is any, and of a bias."""
     if isinstance(new, BlockSparseLinear):
+        assert weight is not None
         assert grid is not None
         new.set_matrix(BlockSparseMatrix.from_dense(weight, grid, block_shape))
-    else:
-        assert isinstance(new, nn.Linear)
-        new.weight.copy_(weight)
-    if old.bias is not None:
-        assert isinstance(new.bias, Tensor)
-        new.bias.copy_(old.bias[rows.keep()] if rows else old.bias)
+    elif weight is not None:
+        new.get_parameter("weight").copy_(weight)
+    if "bias" in dict(new.named_parameters(recurse=False)):
+        rows = old.masks.rows if isinstance(old, MaskedLinear) else None
+        bias = old.get_parameter("bias")
+        new.get_parameter("bias").copy_(bias[rows.keep()] if rows else bias)
 
 
 def _become_pruned(model: nn.Module, parts: Anatomy, structure: Structure) -> None:

@@ -24,6 +24,8 @@ def why_dense(linear: BlockSparseLinear) -> str:
     """Why a layer is multiplied as a dense matrix on the CPU; empty if the native operation serves it."""
     if WHY_NOT:
         return WHY_NOT
+    if not len(linear.weight):
+        return "it has no blocks, only its bias"
     # Others have made it a function of something else (torch.nn.utils.parametrize and prune).
     if "weight" not in linear._parameters or "bias" not in linear._parameters:
         return "its weight or bias is computed from something else"

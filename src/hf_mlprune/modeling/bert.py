@@ -6,9 +6,10 @@ import inspect
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -19,6 +20,7 @@ from transformers import (
     BertModel,
     PreTrainedModel,
 )
+from transformers import initialization as init
 
 # Not used here: transformers 5.0 copies, of a local folder, only the files that this one names.
 from .block_sparse import BlockSparseLinear  # noqa: F401
@@ -32,7 +34,17 @@ from .checkpoint import (
     write_checkpoint,
     write_text,
 )
-from .pruned import LayerPaths, apply_structure, check_fingerprint, check_loaded, set_fingerprint
+from .pruned import (
+    FINGERPRINT,
+    LayerPaths,
+    apply_structure,
+    check_fingerprint,
+    check_loaded,
+    fingerprint_tensor,
+    initialize,
+    set_fingerprint,
+)
+from .standins import RowScatter  # noqa: F401
 from .structure import LayerSizes, Structure
 
 BERT_PATHS = LayerPaths(
@@ -41,9 +53,11 @@ BERT_PATHS = LayerPaths(
     key="attention.self.key",
     value="attention.self.value",
     attention_output="attention.output.dense",
+    attention_output_follower="attention.output.dropout",
     fc1="intermediate.dense",
     activation="intermediate.intermediate_act_fn",
     fc2="output.dense",
+    fc2_follower="output.dropout",
 )
 
 REPORT_FILE = "pruning_report.json"
@@ -159,6 +173,8 @@ class PrunedBertMixin(PreTrainedModel):
 
     config: PrunedBertConfig
     config_class = PrunedBertConfig
+    # Stored once; the structure says it.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.row_indices$"]
 
     #: JSON report of the run that pruned this model, and its model card; `save_pretrained` writes
     #: what is set, the card only where there is none but our own.
@@ -169,6 +185,13 @@ class PrunedBertMixin(PreTrainedModel):
         encoder = self.base_model
         apply_structure(encoder.encoder.layer, structure, bert_layer_sizes(self.config), BERT_PATHS)
         set_fingerprint(encoder, structure)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in transformers, and what of our modules no checkpoint brought."""
+        super()._init_weights(module)
+        initialize(module, self.config.initializer_range)
+        if FINGERPRINT in dict(module.named_buffers(recurse=False)):
+            init.copy_(module.get_buffer(FINGERPRINT), fingerprint_tensor(bert_structure(self.config)))
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -186,7 +209,10 @@ class PrunedBertMixin(PreTrainedModel):
             check_files(cls, source, kwargs)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         keep_present_names(model)
-        broken = sorted(key for key in unloaded_keys(info) if "encoder.layer." in key)
+        # The fingerprint, too: a new one would agree with any config.
+        broken = sorted(
+            key for key in unloaded_keys(info) if "encoder.layer." in key or key.endswith(FINGERPRINT)
+        )
         if broken:
             raise ValueError(
                 f"{cls.__name__}: expected every encoder weight in the checkpoint with the shape that "

@@ -140,7 +140,7 @@ class BlockSparseLinear(nn.Module):
         block_shape: ``(rows, columns)`` of a block.
         blocks: number of stored blocks.
         bias: whether there is a bias, ``(out_features,)``.
-        scatter: if given, ``(rows of W,)`` positions in an output of ``scatter_size`` features;
+        scatter: if given, the place of each row of W in an output of ``scatter_size`` features, increasing;
             the other output features are zero.
         scatter_size: see ``scatter``.
 
@@ -165,26 +165,38 @@ class BlockSparseLinear(nn.Module):
         blocks: int,
         *,
         bias: bool = True,
-        scatter: Tensor | None = None,
+        scatter: tuple[int, ...] | None = None,
         scatter_size: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.block_shape = block_shape
+        self.rows = scatter
         self.scatter_size = scatter_size
         self.activation = "none"
-        grid = grid_shape((out_features, in_features), block_shape)
-        self.weight = nn.Parameter(torch.empty(blocks, block_shape[1], block_shape[0]).normal_(std=0.02))
+        values = torch.empty(blocks, block_shape[1], block_shape[0]).normal_(std=0.02)
+        if blocks:
+            self.weight = nn.Parameter(values)
+        else:
+            # Nothing to train, and a parameter without elements is more than most tools expect.
+            self.register_buffer("weight", values)
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
-        # Some valid layout of this many blocks; a checkpoint or `set_matrix` brings the real one.
-        crow = (torch.arange(grid[0] + 1) * grid[1]).clamp(max=blocks)
-        col = torch.arange(blocks) % max(grid[1], 1)
-        self.register_buffer("crow_indices", crow.to(torch.int32))
-        self.register_buffer("col_indices", col.to(torch.int32))
-        self.register_buffer("row_indices", scatter)
+        crow, col = self.any_layout()
+        self.register_buffer("crow_indices", crow)
+        self.register_buffer("col_indices", col)
+        # In no checkpoint: the structure in config.json says it.
+        places = None if scatter is None else row_places(scatter)
+        self.register_buffer("row_indices", places, persistent=False)
         self._accelerated: tuple[torch.dtype, ...] = ()
         self._dense: tuple[Tensor, int, Tensor] | None = None
+
+    def any_layout(self) -> tuple[Tensor, Tensor]:
+        """Valid crow and col indices of so many blocks; a checkpoint or `set_matrix` brings the real ones."""
+        rows, columns = grid_shape((self.out_features, self.in_features), self.block_shape)
+        blocks = len(self.weight)
+        crow = (torch.arange(rows + 1, dtype=torch.int32) * columns).clamp(max=blocks)
+        return crow, torch.arange(blocks, dtype=torch.int32) % max(columns, 1)
 
     @torch.no_grad()
     def set_matrix(self, matrix: BlockSparseMatrix) -> None:
@@ -244,7 +256,11 @@ class BlockSparseLinear(nn.Module):
                 if self._dense is not None:
                     self._dense = None
                 return y
-        y = functional.linear(x, self._dense_weight(), self.bias)
+        if len(self.weight):
+            y = functional.linear(x, self._dense_weight(), self.bias)
+        else:
+            bias = x.new_zeros(self.out_features) if self.bias is None else self.bias
+            y = bias.expand(*x.shape[:-1], -1)
         if self.activation != "none":
             y = ACTIVATIONS[self.activation](y)
         if self.scatter_size is None:
@@ -258,6 +274,11 @@ class BlockSparseLinear(nn.Module):
             f"block_shape={self.block_shape}, blocks={len(self.weight)}, "
             f"bias={self.bias is not None}, scatter_size={self.scatter_size}, activation={self.activation}"
         )
+
+
+def row_places(rows: tuple[int, ...]) -> Tensor:
+    """Places of kept rows as the index that :func:`scatter_rows` takes, int64."""
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def scatter_rows(y: Tensor, row_indices: Tensor, size: int) -> Tensor:

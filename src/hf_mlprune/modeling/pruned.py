@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from transformers import initialization as init
 from transformers.activations import GELUActivation
 
-from .block_sparse import BlockSparseLinear, scatter_rows
+from .block_sparse import BlockSparseLinear, row_places
+from .standins import Applied, EmptyLinear, NoHeads, RowScatter
 from .structure import ROLES, LayerSizes, LayerStructure, Structure
 
 #: Buffer of an encoder, uint8 (16,).
 FINGERPRINT = "structure_fingerprint"
+#: Roles whose rows are places in the residual stream.
+FOLLOWED = ("attention_output", "fc2")
 
 
 @dataclass(frozen=True)
@@ -28,79 +31,24 @@ class LayerPaths:
     key: str
     value: str
     attention_output: str
+    attention_output_follower: str
     fc1: str
     activation: str
     fc2: str
+    fc2_follower: str
 
     def linear(self, layer: nn.Module, role: str) -> nn.Module:
         """The module of one role."""
         return layer.get_submodule(getattr(self, role))
 
+    def follower(self, layer: nn.Module, role: str) -> nn.Module:
+        """The module right behind a linear of :data:`FOLLOWED`."""
+        return layer.get_submodule(getattr(self, f"{role}_follower"))
+
     def activation_of(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
         """What is applied to the output of FC1; no module, where a config brings a function."""
         activation: Callable[[Tensor], Tensor] = attrgetter(self.activation)(layer)
         return activation
-
-
-class Applied(nn.Module):
-    """Stands where an activation was that the linear before it applies now."""
-
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The input."""
-        return x
-
-
-class SmallLinear(nn.Linear):
-    """``nn.Linear`` that may have no rows or no columns, of whose initialisation torch warns."""
-
-    def reset_parameters(self) -> None:
-        """As in torch, where there is anything to initialise."""
-        if self.weight.numel():
-            super().reset_parameters()
-        elif self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class RowScatterLinear(SmallLinear):
-    """A linear layer whose kept output features are written to their places among zeros.
-
-    Args:
-        in_features: columns of W.
-        row_indices: ``(rows of W,)`` int64, position of each row in the output.
-        scatter_size: number of output features.
-        bias: whether there is a bias, one entry per kept row.
-    """
-
-    row_indices: Tensor
-
-    def __init__(
-        self, in_features: int, row_indices: Tensor, scatter_size: int, *, bias: bool = True
-    ) -> None:
-        super().__init__(in_features, len(row_indices), bias=bias)
-        self.scatter_size = scatter_size
-        # Persistent: non-persistent buffers are lost when a model is built on the meta device.
-        self.register_buffer("row_indices", row_indices)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., scatter_size)``."""
-        y = functional.linear(x, self.weight, self.bias)
-        return scatter_rows(y, self.row_indices, self.scatter_size)
-
-
-class NoHeads(nn.Module):
-    """Stands where the heads of a layer were: emits a context of width zero.
-
-    Not called anything with "Attention": transformers reads the source of a module's file and
-    takes a class of that name for a hand-written attention, which cannot be switched.
-    """
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
-        """``(batch, tokens, hidden)`` to ``(batch, tokens, 0)`` and no attention weights."""
-        return hidden_states.new_zeros(*hidden_states.shape[:-1], 0), None
 
 
 def apply_structure(
@@ -115,12 +63,37 @@ def apply_structure(
         for role in ROLES:
             old = paths.linear(layer, role)
             assert isinstance(old, nn.Linear)
-            same = kept.linear_shape(role, sizes) == (old.out_features, old.in_features)
-            if not same or role in kept.blocks:
+            if kept.linear_shape(role, sizes) != (old.out_features, old.in_features) or role in kept.blocks:
                 new = build_linear(old, role, kept, sizes, structure.block_shape)
                 layer.set_submodule(getattr(paths, role), new)
+                set_follower(layer, role, kept, sizes, paths)
         set_heads(layer, kept, sizes, paths)
         fuse_activation(layer, paths)
+
+
+def set_follower(
+    layer: nn.Module, role: str, kept: LayerStructure, sizes: LayerSizes, paths: LayerPaths
+) -> None:
+    """Have the module behind a linear, if there is one for its role, take what that linear gives now."""
+    if role in FOLLOWED:
+        new = build_follower(paths.follower(layer, role), paths.linear(layer, role), role, kept, sizes)
+        layer.set_submodule(getattr(paths, f"{role}_follower"), new)
+
+
+def build_follower(
+    old: nn.Module, linear: nn.Module, role: str, kept: LayerStructure, sizes: LayerSizes
+) -> nn.Module:
+    """What stands behind the linear of a role: the plain module, or a :class:`RowScatter` around it."""
+    plain = old.module if isinstance(old, RowScatter) else old
+    rows = kept.scatter(role, sizes)
+    # Blocks are written to their places by the layer itself, in one go.
+    if rows is None or isinstance(linear, BlockSparseLinear):
+        return plain
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    new = RowScatter(plain, rows, sizes.hidden_size).to(weight.device)
+    new.training = plain.training
+    return new
 
 
 def set_heads(layer: nn.Module, kept: LayerStructure, sizes: LayerSizes, paths: LayerPaths) -> None:
@@ -150,7 +123,7 @@ def separate_activation(layer: nn.Module, paths: LayerPaths) -> None:
 
 
 def build_linear(
-    old: nn.Linear,
+    old: nn.Module,
     role: str,
     kept: LayerStructure,
     sizes: LayerSizes,
@@ -159,10 +132,15 @@ def build_linear(
     """A linear of one role with the kept shape, on the device and of the dtype of the old one."""
     rows, columns = kept.linear_shape(role, sizes)
     bias = old.bias is not None
-    scatter = _scatter_indices(role, kept, sizes)
     new: nn.Module
-    if role in kept.blocks:
+    if kept.is_empty(role, sizes):
+        if role == "fc1":
+            # FC2 has no columns then, and reads nothing.
+            return nn.Identity()
+        new = EmptyLinear(rows, columns, rows or sizes.hidden_size, bias=bias and rows > 0)
+    elif role in kept.blocks:
         assert block_shape is not None
+        scatter = kept.scatter(role, sizes)
         new = BlockSparseLinear(
             columns,
             rows,
@@ -172,11 +150,11 @@ def build_linear(
             scatter=scatter,
             scatter_size=sizes.hidden_size if scatter is not None else None,
         )
-    elif scatter is not None:
-        new = RowScatterLinear(columns, scatter, sizes.hidden_size, bias=bias)
     else:
-        new = (nn.Linear if rows * columns else SmallLinear)(columns, rows, bias=bias)
-    new = new.to(old.weight.device, old.weight.dtype).train(old.training)
+        new = nn.Linear(columns, rows, bias=bias)
+    weight = old.weight
+    assert isinstance(weight, Tensor)
+    new = new.to(weight.device, weight.dtype).train(old.training)
     copy_frozen(old, new)
     return new
 
@@ -185,14 +163,28 @@ def copy_frozen(old: nn.Module, new: nn.Module) -> None:
     """Freeze the weight and bias of a layer that stands for one in which they were frozen."""
     wanted = dict(old.named_parameters(recurse=False))
     for name, parameter in new.named_parameters(recurse=False):
-        parameter.requires_grad_(wanted[name].requires_grad)
+        # A layer without blocks has no weight that could be frozen.
+        if name in wanted:
+            parameter.requires_grad_(wanted[name].requires_grad)
 
 
-def _scatter_indices(role: str, kept: LayerStructure, sizes: LayerSizes) -> Tensor | None:
-    if role not in ("attention_output", "fc2"):
-        return None
-    rows = kept.attention_output if role == "attention_output" else kept.fc2
-    return torch.tensor(rows, dtype=torch.int64) if len(rows) != sizes.hidden_size else None
+@torch.no_grad()
+def initialize(module: nn.Module, std: float) -> None:
+    """Give one of our modules what no checkpoint brought; for ``_init_weights``, which passes over the rest.
+
+    Args:
+        module: any module.
+        std: of new weights.
+    """
+    if isinstance(module, BlockSparseLinear):
+        init.normal_(module.weight, mean=0.0, std=std)
+        crow, col = module.any_layout()
+        init.copy_(module.crow_indices, crow)
+        init.copy_(module.col_indices, col)
+    if isinstance(module, (BlockSparseLinear, EmptyLinear)) and module.bias is not None:
+        init.zeros_(module.bias)
+    if isinstance(module, (BlockSparseLinear, RowScatter)) and module.rows is not None:
+        init.copy_(module.row_indices, row_places(module.rows))
 
 
 def set_fingerprint(encoder: nn.Module, structure: Structure | None) -> None:
@@ -201,10 +193,11 @@ def set_fingerprint(encoder: nn.Module, structure: Structure | None) -> None:
         delattr(encoder, FINGERPRINT)
     if structure is not None:
         device = next(encoder.parameters()).device
-        encoder.register_buffer(FINGERPRINT, _fingerprint(structure).to(device))
+        encoder.register_buffer(FINGERPRINT, fingerprint_tensor(structure).to(device))
 
 
-def _fingerprint(structure: Structure) -> Tensor:
+def fingerprint_tensor(structure: Structure) -> Tensor:
+    """A structure's fingerprint as the weights hold it, uint8 ``(16,)`` on the CPU."""
     digits = structure.to_dict()["fingerprint"]
     return torch.tensor(list(bytes.fromhex(digits)), dtype=torch.uint8, device="cpu")
 
@@ -215,7 +208,7 @@ def check_fingerprint(encoder: nn.Module, structure: Structure) -> None:
     Raises:
         ValueError: they are of another model than the config.
     """
-    if not torch.equal(encoder.get_buffer(FINGERPRINT).cpu(), _fingerprint(structure)):
+    if not torch.equal(encoder.get_buffer(FINGERPRINT).cpu(), fingerprint_tensor(structure)):
         raise ValueError(
             "expected the fingerprint of the structure in config.json in the weights, too: config and "
             "weights are not of the same model; download the checkpoint again, or save the model again"
@@ -228,22 +221,15 @@ def check_loaded(
     """Check the index tensors that a checkpoint brought against its structure.
 
     Raises:
-        ValueError: an index tensor is malformed, or is not the one the structure names.
+        ValueError: an index tensor is malformed.
     """
     for index, (layer, kept) in enumerate(zip(layers, structure.layers, strict=True)):
         for role in ROLES:
-            if not kept.heads and role in ("query", "key", "value"):
+            if kept.is_empty(role, sizes):
                 continue
-            linear: Any = paths.linear(layer, role)
-            where = f"layer {index}, {role}"
+            linear = paths.linear(layer, role)
             if isinstance(linear, BlockSparseLinear):
                 try:
                     linear.matrix().validate()
                 except ValueError as error:
-                    raise ValueError(f"{where}: {error}; the checkpoint is damaged") from None
-            expected = _scatter_indices(role, kept, sizes)
-            if expected is not None and not torch.equal(linear.row_indices.cpu(), expected):
-                raise ValueError(
-                    f"{where}: row_indices differ from the structure in config.json; "
-                    "config and weights are not of the same model"
-                )
+                    raise ValueError(f"layer {index}, {role}: {error}; the checkpoint is damaged") from None

@@ -11,6 +11,8 @@ from typing import Any
 FORMAT_VERSION = 2
 
 ROLES = ("query", "key", "value", "attention_output", "fc1", "fc2")
+#: Those of the heads, which go with them.
+HEAD_ROLES = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class LayerStructure:
             "fc1": (len(self.fc1), sizes.hidden_size),
             "fc2": (len(self.fc2), len(self.fc1)),
         }[role]
+
+    def is_empty(self, role: str, sizes: LayerSizes) -> bool:
+        """Whether the matrix of one role has no rows or no columns left."""
+        return 0 in self.linear_shape(role, sizes)
+
+    def scatter(self, role: str, sizes: LayerSizes) -> tuple[int, ...] | None:
+        """Places in the residual stream of one role's rows; ``None`` where all or none of them are left."""
+        rows = {"attention_output": self.attention_output, "fc2": self.fc2}.get(role, ())
+        return rows if 0 < len(rows) < sizes.hidden_size else None
 
 
 @dataclass(frozen=True)
