@@ -54,6 +54,14 @@ def explain(model: nn.Module) -> dict[str, int]:
     return dict(Counter(f"dense: {reason}" if reason else native for reason in reasons))
 
 
+def _to_onnx() -> bool:
+    """Whether an ONNX file is being made, which cannot hold the operation; a program of torch.export can."""
+    # The last question takes the longest.
+    return (
+        torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    ) and torch.onnx.is_in_onnx_export()
+
+
 class NativeProduct:
     """What :class:`BlockSparseLinear` calls; see there."""
 
@@ -80,6 +88,7 @@ class NativeProduct:
             or dtype not in linear._accelerated
             or torch.is_autocast_enabled("cpu")
             or is_transformed()
+            or _to_onnx()
         ):
             return None
         return product(

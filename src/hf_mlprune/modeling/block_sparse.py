@@ -84,11 +84,11 @@ class BlockSparseMatrix:
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Grid row and grid column of each block, int64 ``(blocks,)`` each."""
-        crow = self.crow_indices.long()
-        every = torch.arange(len(crow) - 1, device=crow.device)
-        # Its size given, so that a compiler knows it.
-        row = torch.repeat_interleave(every, crow.diff(), output_size=len(self.values))
-        return row, self.col_indices.long()
+        # How many rows have begun before each block. Not `repeat_interleave`, nor `searchsorted`: ONNX has
+        # neither.
+        begins = self.crow_indices[1:-1].long()
+        begun = begins.new_zeros(len(self.values) + 1).scatter_add(0, begins, torch.ones_like(begins))
+        return begun.cumsum(0)[:-1], self.col_indices.long()
 
     def to_dense(self) -> Tensor:
         """The matrix with zeros for the blocks that are not stored, ``(rows, columns)``."""
