@@ -132,7 +132,7 @@ def _check_linears(parts: Anatomy) -> None:
     for index, layer in enumerate(parts.layers):
         for role, linear in layer.linears.items():
             names = sorted(name for name, _ in linear.named_parameters())
-            if "weight" not in names or not set(names) <= {"weight", "bias"}:
+            if isinstance(linear, nn.Linear) and not {"weight"} <= set(names) <= {"weight", "bias"}:
                 raise TypeError(
                     f"layer {index}, {role}: expected a linear with the parameters weight and bias, got "
                     f"{names}: its weight is reparametrized; make it permanent first, by "

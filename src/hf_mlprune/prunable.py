@@ -171,6 +171,19 @@ class PrunableBertMixin(PreTrainedModel):
         if new:
             reset_state(state)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As in torch; says what a pruned model among checkpoints means, before every size is listed.
+
+        Raises:
+            ValueError: the tensors are of a model that is pruned already.
+        """
+        if prefix + FINGERPRINT in state_dict:
+            raise ValueError(
+                "resume: the checkpoint is a pruned model, so its run is over: load it by its Auto class to "
+                "use it, or give it to a new Trainer to prune it further"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, from a dense, prunable or row- and head-pruned checkpoint.
