@@ -121,8 +121,9 @@ class PrunableBertMixin(PreTrainedModel):
 
     config: PrunableBertConfig
     config_class = PrunableBertConfig
-    # By name: transformers would cast the whole state, bool masks included.
-    _keep_in_fp32_modules_strict: ClassVar = [f"{STATE_NAME}.*.scores", f"{STATE_NAME}.*.threshold"]
+    # By name: transformers would cast the whole state, bool masks included. Version 5.0 asks the class, later
+    # ones the instance.
+    _keep_in_fp32_modules_strict: Any = [f"{STATE_NAME}.*.scores", f"{STATE_NAME}.*.threshold"]  # noqa: RUF012
     _keys_to_ignore_on_load_missing: ClassVar = [rf"(^|\.){STATE_NAME}\."]
     # Of a model that was pruned before.
     _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.row_indices$", rf"(^|\.){FINGERPRINT}$"]
@@ -143,6 +144,15 @@ class PrunableBertMixin(PreTrainedModel):
                 pruned.BERT_PATHS,
             )
         new_masks(self, PruningConfig.from_dict(config.pruning))
+        self._keep_floats()
+
+    def _keep_floats(self) -> None:
+        """Have what this run's method learns loaded as float32, and nothing named that is not there."""
+        state = getattr(self.base_model, STATE_NAME)
+        names = {
+            name.rpartition(".")[2] for name, buffer in state.named_buffers() if buffer.is_floating_point()
+        }
+        self._keep_in_fp32_modules_strict = {f"{STATE_NAME}.*.{name}" for name in names}
 
     def _init_weights(self, module: nn.Module) -> None:
         """As in transformers, and what of our modules no checkpoint brought."""
@@ -224,6 +234,7 @@ class PrunableBertHeadMixin(PrunableBertMixin):
     def __init__(self, config: PrunableBertConfig) -> None:
         super().__init__(config)
         self.bert = PrunableBertModel(config, add_pooling_layer=self.bert.pooler is not None)
+        self._keep_floats()
         self.post_init()
 
 
