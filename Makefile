@@ -21,7 +21,7 @@ demo: $(READY)
 	$(PYTHON) examples/text_classification.py $(if $(SENTENCE),--sentence "$$SENTENCE") $(DEMO_OPTIONS)
 
 test: $(READY)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
 check: $(READY)
 	$(PYTHON) -m ruff check

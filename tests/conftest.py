@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import signal
 from pathlib import Path
+
+# One thread each: small models are faster so, and tests that run side by side do not wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -150,7 +150,8 @@ def swap_class(model: nn.Module, old: BertConfig, new: BertConfig) -> None:
     """
     new._attn_implementation = old._attn_implementation
     for module in model.modules():
-        if getattr(module, "config", None) is not old:
+        # Their own: some wrappers' is a property that reads that of the module that they hold.
+        if vars(module).get("config") is not old:
             continue
         module.config = new
         kinds = kinds_of(module)
