@@ -112,7 +112,7 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
         swap_class(model, old, new)
         keep_present_names(model)
         set_fingerprint(encoder, None)
-    if kinds_of(model) is None:
+    if kinds_of(model) is None and isinstance(model, PreTrainedModel):
         logger.warning(
             "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
             "trained and pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned "

@@ -195,11 +195,16 @@ def check_module(model: object) -> None:
 
 
 def note(model: nn.Module, found: Report) -> None:
-    """Hand a pruned model its report, card and tags, which it is saved and pushed with."""
+    """Hand a pruned model its report, card and tags, which it is saved and pushed with.
+
+    A stock model inside a module of the script's own gets the report alone.
+    """
+    for module in model.modules():
+        if isinstance(module, PrunedBertMixin):
+            module.pruning_report = found.to_dict()
     kinds = kinds_of(model)
     if kinds is not None:
         assert isinstance(model, PrunedBertMixin)
-        model.pruning_report = found.to_dict()
         model.pruning_card = model_card(found, auto_class_name(kinds))
         model.add_model_tags(["pruning", "hf-mlprune"])
 

@@ -177,7 +177,9 @@ def _shrink_and_prove(
         compared = model if kinds_of(model) else parts.encoder
         inputs = [Call((), dict(random_batch(model, 2, 32, choices=compared is model)))]
     before = outputs(compared, inputs, dtype)
-    swaps, structure = _plan(parts, state)
+    # New layers draw their first weights.
+    with fixed_random_state(parts.encoder.device):
+        swaps, structure = _plan(parts, state)
     with edited(model):
         for layer, path, new in swaps:
             layer.set_submodule(path, new)
@@ -283,9 +285,10 @@ def _become_pruned(model: nn.Module, parts: Anatomy, structure: Structure) -> No
     new.structure = structure.to_dict()
     swap_class(model, old, new)
     set_fingerprint(parts.encoder, structure)
-    if isinstance(model, PrunedBertMixin):
-        # Of an earlier run, if there are any.
-        model.pruning_report = model.pruning_card = None
+    for module in model.modules():
+        if isinstance(module, PrunedBertMixin):
+            # Of an earlier run, if there are any.
+            module.pruning_report = module.pruning_card = None
 
 
 def random_batch(model: nn.Module, rows: int, length: int, *, choices: bool = True) -> dict[str, Tensor]:
