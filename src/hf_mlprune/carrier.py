@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import anatomy
+from .attaching import kinds_of
 from .calls import Call, map_tensors, named_tensors
 from .config import PruningConfig
 from .distill import distillation_loss
@@ -246,10 +247,9 @@ class Distiller:
 
     def _teach(self, teacher: Teacher, call: Call) -> Any:
         """What the teacher returns for a call of the student, and the passes of its encoder."""
-        known = inspect.signature(type(teacher.model).forward).parameters
         # No loss is asked for, except of a teacher that is not known to do without.
-        optional = {name for name in TARGETS if name in known and known[name].default is None}
-        kwargs = {name: value for name, value in call.kwargs.items() if name not in optional}
+        unneeded = TARGETS if kinds_of(teacher.model) is not None else ()
+        kwargs = {name: value for name, value in call.kwargs.items() if name not in unneeded}
         device = next(self.model.parameters()).device.type
         recorders = self._recorders[1:]
         for recorder in recorders:

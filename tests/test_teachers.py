@@ -1,0 +1,256 @@
+"""Teachers of every kind are heard, or refused before the first step."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.nn import functional
+from transformers import Trainer
+
+from conftest import LABELS, make_batch, make_dataset, make_model, make_trainer, training_arguments
+from hf_mlprune import PruningCallback, report
+
+
+def distillation_losses(trainer):
+    return [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
+
+
+def dataset(labels=None):
+    batch = make_batch("sequence", 64, seed=1)
+    if labels is None:
+        del batch["labels"]
+    else:
+        batch["labels"] = labels(batch["labels"])
+    return Dataset.from_dict({name: value.tolist() for name, value in batch.items()})
+
+
+def run(folder, model, teacher, *, data=None, trainer=Trainer, settings=None, **changes):
+    done = trainer(
+        model=model,
+        args=training_arguments(folder, **{"remove_unused_columns": False, **changes}),
+        train_dataset=make_dataset() if data is None else data,
+        callbacks=[PruningCallback(density=0.3, teacher=teacher, **(settings or {}))],
+    )
+    done.train()
+    return done
+
+
+class OwnLoss(Trainer):
+    """Cross entropy of one logit."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels").clamp(max=1).float()
+        out = model(**inputs)
+        loss = functional.binary_cross_entropy_with_logits(out.logits[:, 0], labels)
+        return (loss, out) if return_outputs else loss
+
+
+def test_one_logit_with_a_loss_of_the_scripts_own_is_taught(tmp_path):
+    make = partial(make_model, num_labels=1)
+    trainer = run(tmp_path, make(), make(seed=3), trainer=OwnLoss, settings={"hidden_weight": 0.0})
+    assert all(loss > 0 for loss in distillation_losses(trainer))
+
+
+@torch.no_grad()
+def divergence(student, teacher):
+    inputs = {name: value for name, value in make_batch(rows=64, seed=1).items() if name != "labels"}
+    ours, theirs = (each.eval()(**inputs).logits.log_softmax(-1) for each in (student, teacher))
+    return float(functional.kl_div(ours, theirs, log_target=True, reduction="batchmean"))
+
+
+def test_a_student_learns_from_its_teacher_without_any_label(tmp_path):
+    def agreement(teacher_labels):
+        model = make_model()
+        data = dataset(teacher_labels)
+        run(tmp_path, model, teacher, data=data, max_steps=60, learning_rate=3e-3)
+        return divergence(model, teacher)
+
+    teacher = make_model(seed=3)
+    with torch.no_grad():
+        teacher.classifier.weight.mul_(30)
+    no_column, unlabelled = agreement(None), agreement(lambda labels: torch.full_like(labels, -100))
+    start = divergence(make_model(), teacher)
+    assert no_column < 0.5 * start
+    assert unlabelled < 0.5 * start
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_without_a_labelled_row(accumulation, tmp_path):
+    def rare(labels):
+        return torch.where(torch.arange(len(labels)) % 20 == 0, labels, -100)
+
+    for teacher in (None, make_model(seed=3)):
+        model = make_model()
+        trainer = run(tmp_path, model, teacher, data=dataset(rare), gradient_accumulation_steps=accumulation)
+        assert report(model).density <= 0.3
+        assert all(entry.get("loss", 0.0) == entry.get("loss", 0.0) for entry in trainer.state.log_history)
+        assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_task_weight_does_not_matter_without_labels(tmp_path):
+    def run_with(weight):
+        model = make_model()
+        settings = {"task_weight": weight}
+        run(tmp_path, model, make_model(seed=3), data=dataset(), settings=settings, max_grad_norm=0.0)
+        return model.state_dict()
+
+    first, second = run_with(0.1), run_with(0.7)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_unlabelled_rows_are_taught_as_labelled_ones_are(tmp_path):
+    """The distillation loss does not ask which rows have labels."""
+
+    def first_loss(labels):
+        trainer = run(tmp_path, make_model(), make_model(seed=3), data=dataset(labels), logging_steps=1)
+        return distillation_losses(trainer)[0]
+
+    def half(labels):
+        return torch.where(torch.arange(len(labels)) % 2 == 0, labels, -100)
+
+    assert first_loss(half) == pytest.approx(first_loss(lambda labels: labels))
+
+
+class Constant(nn.Module):
+    """Returns what it is told, whatever its encoder computes."""
+
+    def __init__(self, seed=0, detached=False):
+        super().__init__()
+        self.encoder = make_model("model", seed)
+        self.head = nn.Linear(32, LABELS)
+        self.detached = detached
+
+    def forward(self, labels=None, **batch):
+        found = self.head(self.encoder(**batch).last_hidden_state[:, 0])
+        loss = functional.cross_entropy(found, labels)
+        return {"loss": loss, "logits": found.detach() if self.detached else found * 0}
+
+
+def test_a_teacher_that_is_not_heard_is_an_error(tmp_path):
+    settings = {"hidden_weight": 0.0}
+    with pytest.raises(
+        RuntimeError, match="has been exactly 0 for 12 passes, so that the teacher is not heard"
+    ):
+        run(tmp_path, Constant(), Constant(3), settings=settings)
+    with pytest.raises(
+        RuntimeError, match="the loss has no gradient: the model returns its outputs detached"
+    ):
+        run(tmp_path, Constant(detached=True), Constant(3), settings=settings)
+
+
+def test_a_teacher_equal_to_the_student_is_heard_once_they_differ(tmp_path):
+    model = make_model()
+    trainer = run(tmp_path, model, make_model(), logging_steps=1)
+    losses = distillation_losses(trainer)
+    assert losses[0] == 0.0
+    assert losses[-1] > 0
+
+
+class Names(nn.Module):
+    def __init__(self, name, width=LABELS, seed=0):
+        super().__init__()
+        self.encoder = make_model("model", seed)
+        self.head = nn.Linear(32, width)
+        self.name = name
+
+    def forward(self, labels=None, **batch):
+        found = self.head(self.encoder(**batch).last_hidden_state[:, 0])
+        return {"loss": functional.cross_entropy(found, labels.clamp(max=1)), self.name: found}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "settings", "message"),
+    [
+        (
+            partial(Names, "answers", seed=3),
+            {},
+            r"expected predictions that the student makes, too, \['scores'\]",
+        ),
+        (
+            partial(Names, "scores", 2, 3),
+            {},
+            r"expected scores of the student's shape \(8, 3\), got \(8, 2\)",
+        ),
+        (lambda: nn.Linear(2, 2), {}, "need a teacher of the student's family"),
+        (partial(make_model, "model", 3, vocab_size=80), {}, "vocab_size=64 as in the student, got 80"),
+    ],
+)
+def test_teachers_that_cannot_teach_are_refused_before_the_first_step(teacher, settings, message, tmp_path):
+    student = Names("scores")
+    before = {name: value.clone() for name, value in student.named_parameters()}
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, student, teacher(), settings=settings)
+    assert all(torch.equal(value, before[name]) for name, value in student.named_parameters())
+
+
+def test_a_model_that_returns_its_loss_alone_needs_hidden_states(tmp_path):
+    class LossAlone(Names):
+        def forward(self, labels=None, **batch):
+            return {"loss": super().forward(labels=labels, **batch)["loss"]}
+
+    assert all(distillation_losses(run(tmp_path, LossAlone("x"), LossAlone("x", seed=3))))
+    with pytest.raises(ValueError, match="got a model that returns none beside its loss"):
+        run(tmp_path, LossAlone("x"), LossAlone("x", seed=3), settings={"hidden_weight": 0.0})
+
+
+def test_passes_for_a_log_or_a_detached_target_are_no_lost_losses(tmp_path):
+    class TwoPasses(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            target = model(**inputs).logits.detach()
+            out = model(**inputs)
+            loss = out.loss + (out.logits - target).square().mean()
+            return (loss, out) if return_outputs else loss
+
+    trainer = run(tmp_path, make_model(), make_model(seed=3), trainer=TwoPasses)
+    assert all(distillation_losses(trainer))
+
+
+def test_a_model_can_be_pickled_after_a_run_with_a_teacher(tmp_path):
+    model = make_model()
+    run(tmp_path, model, make_model(seed=3))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=False).config.to_dict() == model.config.to_dict()
+
+
+@pytest.mark.parametrize("head", ["sequence", "token", "span", "masked", "choice"])
+def test_tuples_are_taught_as_named_outputs_are(head, tmp_path):
+    def losses(as_tuple):
+        model, teacher = make_model(head), make_model(head, seed=3)
+        for each in (model, teacher):
+            each.config.return_dict = not as_tuple
+        callback = PruningCallback(density=0.5, teacher=teacher)
+        trainer = make_trainer(tmp_path, model, callback, head=head)
+        trainer.train()
+        return distillation_losses(trainer)
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_padding_is_known_also_where_the_encoders_forward_is_called(implementation, tmp_path):
+    """Some libraries call `forward` of the encoder, past its own hooks."""
+
+    class Past(nn.Module):
+        def __init__(self, through, seed=0):
+            super().__init__()
+            self.encoder = make_model("model", seed, attn_implementation=implementation)
+            self.head = nn.Linear(32, LABELS)
+            self.through = through
+
+        def forward(self, labels=None, **batch):
+            call = self.encoder if self.through == "call" else self.encoder.forward
+            logits = self.head(call(**batch).last_hidden_state[:, 0])
+            return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+
+    def losses(through):
+        torch.manual_seed(0)
+        return distillation_losses(run(tmp_path, Past(through), Past(through, 3)))
+
+    assert losses("forward") == pytest.approx(losses("call"), rel=1e-5)
