@@ -1,4 +1,4 @@
-"""Cost of a training step with masks against the stock step: time, peak memory, attach, shrink and save.
+"""Cost of a training step with masks against the stock step: time, peak memory, attach, rehearsal, shrink and save.
 
 MiniLM-L6 shapes, no teacher, all three levels. Stock and masked steps are run in turn in one process; peak
 memory is that of a fresh process each.
@@ -24,6 +24,7 @@ from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
 from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import current_run, measure_density, pruning_state
 from hf_mlprune.schedule import Phase, make_schedule
+from hf_mlprune.session import Session
 from hf_mlprune.timing import interleave
 
 STOCK = "stock"
@@ -44,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -116,6 +118,17 @@ class MaskedStep(StockStep):
         self.step += 1
         advance(self.model, self.step)
 
+    def rehearse_seconds(self) -> float:
+        """Time what the callback does once, after the first step."""
+        session = Session(self.model, None, None)
+        session.watch()
+        self()
+        began = time.perf_counter()
+        session.rehearse()
+        seconds = time.perf_counter() - began
+        session.close()
+        return seconds
+
     def shrink_and_save_seconds(self) -> float:
         """Land all masks, then time what `train()` and `save_model` do at the end."""
         for phase in (Phase.BLOCKS, Phase.FINAL):
@@ -141,16 +154,18 @@ def print_peak_memory(args: argparse.Namespace) -> None:
     step = StockStep(make_model(args), args) if stock else make_masked_step(args, args.peak_of)
     for _ in range(MEMORY_STEPS):
         step()
+    if args.rehearse and isinstance(step, MaskedStep):
+        step.rehearse_seconds()
     # Linux counts kilobytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20))
 
 
-def peak_megabytes(variant: str) -> float:
-    """Peak memory of a few steps of one variant in a fresh process."""
+def peak_megabytes(variant: str, *, rehearse: bool = False) -> float:
+    """Peak memory of a few steps of one variant in a fresh process, a rehearsal of the export among them."""
     # Freed tensors go back to the system at once, so that the figure repeats from run to run (glibc).
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    run = [sys.executable, *sys.argv, "--peak-of", variant]
+    run = [sys.executable, *sys.argv, "--peak-of", variant, *(["--rehearse"] if rehearse else [])]
     done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -174,6 +189,8 @@ def measure(args: argparse.Namespace, variant: str, megabytes: dict[str, float])
         "stock_peak_megabytes": megabytes[STOCK],
         "masked_peak_megabytes": megabytes[variant],
         "peak_memory_ratio": megabytes[variant] / megabytes[STOCK],
+        "rehearsal_peak_megabytes": megabytes[f"{variant} rehearsed"],
+        "rehearsal_in_stock_steps": masked.rehearse_seconds() / timing.seconds[0],
         "attach_seconds": masked.attach_seconds,
         "density_while_measured": density,
         "shrink_and_save_seconds": masked.shrink_and_save_seconds(),
@@ -189,6 +206,7 @@ def main() -> None:
     # First of all: on Linux a process's peak includes that of the one that started it, and this one is
     # still small.
     megabytes = {variant: peak_megabytes(variant) for variant in (STOCK, *VARIANTS)}
+    megabytes |= {f"{variant} rehearsed": peak_megabytes(variant, rehearse=True) for variant in VARIANTS}
     rows = []
     for variant in VARIANTS:
         rows.append(measure(args, variant, megabytes))

@@ -391,3 +391,22 @@ def test_a_field_of_the_users_config_named_like_a_setting_stays_a_field(tmp_path
     assert (loaded.exclude, loaded.method, loaded.pruning["method"]) == (["a"], "mine", "ranking")
     changed = PrunableBertConfig.from_pretrained(tmp_path, density=0.3, method="thresholds")
     assert (changed.method, changed.pruning["method"]) == ("mine", "thresholds")
+
+
+def test_what_others_make_of_a_checkpoint_in_the_middle(tmp_path, caplog):
+    """As docs/trainer-features.md says."""
+    trainer = make_trainer(
+        tmp_path, make_model(), PruningCallback(density=0.3), save_strategy="steps", save_steps=12
+    )
+    trainer.train()
+    folder = tmp_path / "checkpoint-12"
+    code = (
+        "from transformers import AutoModelForSequenceClassification\n"
+        f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "`prunable_bert`" in done.stderr
+    assert "Transformers does not recognize this architecture" in done.stderr
+    _, info = BertForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert info["unexpected_keys"]
+    assert all(".pruning." in key for key in info["unexpected_keys"])

@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as prune_of_torch
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel, Trainer
 
 from conftest import bert_config, make_batch, make_model, make_trainer, prune, training_arguments
@@ -16,12 +17,14 @@ from hf_mlprune import (
     PruningConfig,
     advance,
     attach,
+    report,
     shrink,
     start,
 )
 from hf_mlprune.config import LEVELS
 from hf_mlprune.session import check_arguments
 from hf_mlprune.shrinking import ShrinkError
+from hf_mlprune.stages import SITES
 
 
 @pytest.mark.parametrize(
@@ -138,6 +141,27 @@ def test_model_with_foreign_linears():
     assert type(model.bert.encoder.layer[0].attention.self.query) is nn.Linear
 
 
+REPARAMETRIZED = {
+    "pruning of torch": lambda linear: prune_of_torch.l1_unstructured(linear, "weight", 0.5),
+    "old weight norm": lambda linear: torch.nn.utils.weight_norm(linear),
+    "weight norm": lambda linear: torch.nn.utils.parametrizations.weight_norm(linear),
+    "spectral norm": lambda linear: torch.nn.utils.parametrizations.spectral_norm(linear),
+    "orthogonal": lambda linear: torch.nn.utils.parametrizations.orthogonal(linear),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("path", ["attention.self.key", "output.dense"])
+@pytest.mark.parametrize("kind", REPARAMETRIZED)
+def test_reparametrized_linears(kind, path, tmp_path):
+    model = make_model()
+    REPARAMETRIZED[kind](model.bert.encoder.layer[1].get_submodule(path))
+    names = sorted(name for name, _ in model.named_parameters())
+    with pytest.raises(TypeError, match=r"layer 1, .* its weight is reparametrized; .*prune\.remove"):
+        make_trainer(tmp_path, model, PruningCallback(density=0.5))
+    assert sorted(name for name, _ in model.named_parameters()) == names
+
+
 def test_peft_model():
     model = make_model()
     module = type("LoraModel", (nn.Module,), {"__module__": "peft.tuners.lora"})()
@@ -164,6 +188,22 @@ def test_density_that_cannot_be_reached():
     attach(model, PruningConfig.create(0.2, levels=("rows",)))
     with pytest.raises(ValueError, match=r"density 0.2 cannot be reached: what is always kept"):
         start(model, 100)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"row_sites": SITES[1:]}, {"preset": "paper", "attention_weight": 0.0}]
+)
+def test_a_pruned_model_is_only_trained_at_the_density_that_it_has(settings, tmp_path):
+    """It is a little below what was asked for, by less than a unit."""
+    callback = PruningCallback(density=0.3, levels=("heads", "rows"), **settings)
+    make_trainer(tmp_path, model := make_model(), callback).train()
+    before, weights = report(model), model.classifier.weight.clone()
+    assert before.density < 0.3
+    teacher = make_model(seed=3)
+    callback = PruningCallback(density=0.3, levels=("heads", "rows"), teacher=teacher, **settings)
+    make_trainer(tmp_path, model, callback).train()
+    assert report(model).layers == before.layers
+    assert not torch.equal(model.classifier.weight, weights)
 
 
 def test_density_above_what_a_pruned_model_has():
@@ -258,6 +298,14 @@ def test_training_arguments_that_are_not_supported(name, value, message, tmp_pat
     object.__setattr__(args, name, value)
     with pytest.raises(ValueError, match=message):
         check_arguments(args)
+
+
+def test_fp16_of_the_launcher_is_refused_at_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(
+        ValueError, match=r"mixed_precision fp16 \(of accelerate\): .* use bf16=True, or neither"
+    ):
+        make_trainer(tmp_path, make_model(), PruningCallback(density=0.5))
 
 
 @pytest.mark.parametrize("switch", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

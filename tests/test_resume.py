@@ -187,3 +187,74 @@ def test_attach_inside_model_init_resumes(tmp_path):
     trainer = make_trainer(tmp_path, None, PruningCallback(**settings), model_init=model_init)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 24
+
+
+TEACHERS = {
+    "a trailing slash": lambda folder: f"{folder}/teacher/",
+    "a relative path": lambda folder: os.path.relpath(folder / "teacher"),
+    "a Path": lambda folder: folder / "teacher",
+    "a copy elsewhere": lambda folder: str(shutil.copytree(folder / "teacher", folder / "moved")),
+    "an object": lambda folder: make_model(seed=3),
+}
+
+
+def resumed_with(tmp_path, teacher, **changes):
+    trainer = make_trainer(
+        tmp_path / "run",
+        make_model(),
+        PruningCallback(density=0.3, teacher=teacher),
+        save_strategy="steps",
+        save_steps=12,
+        **changes,
+    )
+    trainer.train(resume_from_checkpoint=True)
+    return trainer
+
+
+@pytest.mark.parametrize("given", TEACHERS)
+def test_a_teacher_is_the_same_however_it_is_given(given, tmp_path):
+    make_model(seed=3).save_pretrained(tmp_path / "teacher")
+    first = PruningCallback(density=0.3, teacher=str(tmp_path / "teacher"))
+    straight = interrupted(tmp_path / "run", first).model.state_dict()
+    resumed = resumed_with(tmp_path, TEACHERS[given](tmp_path)).model.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_a_teacher_object_that_was_used_before_is_the_same(tmp_path):
+    teacher = make_model(seed=3)
+    interrupted(tmp_path / "run", PruningCallback(density=0.3, teacher=teacher))
+    resumed_with(tmp_path, teacher)
+
+
+@pytest.mark.parametrize("given", ["object", "folder"])
+def test_another_teacher_under_the_same_name_is_refused(given, tmp_path):
+    make_model(seed=3).save_pretrained(tmp_path / "teacher")
+    interrupted(tmp_path / "run", PruningCallback(density=0.3, teacher=str(tmp_path / "teacher")))
+    make_model(seed=4).save_pretrained(tmp_path / "teacher")
+    other = make_model(seed=4) if given == "object" else str(tmp_path / "teacher")
+    with pytest.raises(
+        ValueError, match=r"resume: expected the teacher of the interrupted run .* other weights"
+    ):
+        resumed_with(tmp_path, other)
+
+
+@pytest.mark.parametrize("given", ["object", "folder", "none"])
+def test_a_callback_that_trainer_makes_anew_from_its_state(given, tmp_path):
+    make_model(seed=3).save_pretrained(tmp_path / "teacher")
+    teacher = {"object": make_model(seed=3), "folder": str(tmp_path / "teacher"), "none": None}[given]
+    straight = interrupted(tmp_path / "run", PruningCallback(density=0.3, teacher=teacher)).model.state_dict()
+    changes = {"restore_callback_states_from_checkpoint": True}
+    resumed = resumed_with(tmp_path, teacher, **changes).model.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+@pytest.mark.parametrize("settings", [{}, {"levels": LEVELS, "block_shape": (8, 4)}])
+@pytest.mark.parametrize("start", ["dense", "pruned"])
+def test_resuming_from_the_final_folder_says_that_the_run_is_over(settings, start, tmp_path):
+    trainer = make_trainer(tmp_path / "run", make_model(), PruningCallback(density=0.3, **settings))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    model = make_model() if start == "dense" else type(trainer.model).from_pretrained(tmp_path / "final")
+    again = make_trainer(tmp_path / "run", model, PruningCallback(density=0.3, **settings))
+    with pytest.raises(ValueError, match="resume: the checkpoint is a pruned model, so its run is over"):
+        again.train(resume_from_checkpoint=str(tmp_path / "final"))

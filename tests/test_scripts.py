@@ -306,3 +306,27 @@ def test_a_bare_encoder_is_taught_without_labels(tmp_path):
     assert isinstance(model, BertModel)
     losses = distillation_losses(trainer)
     assert losses[-1] < losses[0]
+
+
+def test_attention_weights_and_hidden_states_among_the_outputs(tmp_path):
+    model = make_model(attn_implementation="eager", output_attentions=True, output_hidden_states=True)
+    run(tmp_path, model, make_model(seed=3, attn_implementation="eager"))
+    assert report(model).density <= 0.3
+
+
+class PartByPart(Trainer):
+    """Calls encoder and head, and never the model."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        logits = model.classifier(model.bert(**inputs).pooler_output)
+        loss = functional.cross_entropy(logits, labels)
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
+def test_a_script_that_calls_parts_of_the_model(tmp_path):
+    model = make_model()
+    run(tmp_path, model, trainer=PartByPart)
+    assert report(model).density <= 0.3
+    with pytest.raises(RuntimeError, match="the model was not called in training mode in this step"):
+        run(tmp_path, make_model(), make_model(seed=3), trainer=PartByPart)

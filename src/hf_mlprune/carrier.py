@@ -149,10 +149,17 @@ class Distiller:
         A second pass may serve a detached target, or a figure for a log.
 
         Raises:
-            RuntimeError: the script computes its loss from something else than the model's outputs.
+            RuntimeError: the script computes its loss from something else than the model's outputs, or does
+                not call the model.
         """
         carried, arrived = self._carried, self._arrived
         self._carried = self._arrived = 0
+        if self.teacher is not None and not carried:
+            raise RuntimeError(
+                "distillation: the model was not called in training mode in this step, so the teacher is not "
+                "heard: let the training script call the model itself and not parts of it, or train without "
+                "a teacher"
+            )
         if carried and not arrived:
             raise RuntimeError(
                 f"distillation: none of {carried} losses reached the gradients: the training script "

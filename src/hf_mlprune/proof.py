@@ -58,12 +58,17 @@ def proof_dtypes(model: nn.Module) -> tuple[torch.dtype, ...]:
 def outputs(model: nn.Module, calls: Sequence[Call], dtype: torch.dtype) -> list[tuple[str, Tensor]]:
     """Floating-point outputs of a model in evaluation mode, by name, the same at every call.
 
-    The model is computed in ``dtype`` with IEEE products, from one random state; all of that is put back.
+    Attention weights ``(batch, heads, tokens, tokens)`` are left out: pruned heads have none. The model is
+    computed in ``dtype`` with IEEE products, from one random state; all of that is put back.
     """
     device = next(model.parameters()).device
     with _evaluating(model), _cast(model, dtype), _ieee_products(), fixed_random_state(device):
         found = [item for call in calls for item in named_tensors(call.replay(model, dtype))]
-    return [(name, tensor) for name, tensor in found if tensor.is_floating_point()]
+    return [(name, x) for name, x in found if x.is_floating_point() and not _is_attention(x)]
+
+
+def _is_attention(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.shape[-1] == tensor.shape[-2]
 
 
 def compare(

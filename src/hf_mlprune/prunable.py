@@ -182,16 +182,25 @@ class PrunableBertMixin(PreTrainedModel):
             reset_state(state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As in torch; says what a pruned model among checkpoints means, before every size is listed.
+        """As in torch; refuses a checkpoint that would be loaded in part, as Trainer does without a word.
 
         Raises:
-            ValueError: the tensors are of a model that is pruned already.
+            ValueError: the tensors are of a model that is pruned already, or under names of an old version.
         """
         if prefix + FINGERPRINT in state_dict:
             raise ValueError(
                 "resume: the checkpoint is a pruned model, so its run is over: load it by its Auto class to "
                 "use it, or give it to a new Trainer to prune it further"
             )
+        masked = isinstance(getattr(self, STATE_NAME, None), PruningState)
+        if masked and any(name.startswith(f"{prefix}{STATE_NAME}.") for name in state_dict):
+            missing = [name for name in self.state_dict(prefix=prefix) if name not in state_dict]
+            if missing:
+                raise ValueError(
+                    f"resume: expected every tensor of the encoder in the checkpoint, but {len(missing)} are "
+                    f"not there under their present names, e.g. {missing[0]!r}; load the folder by its Auto "
+                    "class and save it again, which writes present names, or start the run anew"
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod

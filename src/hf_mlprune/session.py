@@ -102,7 +102,8 @@ class Session:
         Raises:
             ShrinkError: the export would fail, or would not be right.
         """
-        new = set(self.calls) - self._rehearsed
+        # A script may call parts of the model only: random tokens then serve.
+        new = set(self.calls or [True]) - self._rehearsed
         if not new:
             return
         self._rehearsed |= new
@@ -117,7 +118,7 @@ class Session:
 
         pruning = pruning_state(self.model)
         try:
-            rehearse(self.model, [self.calls[mode] for mode in new], inspect_export)
+            rehearse(self.model, [self.calls[mode] for mode in new if mode in self.calls], inspect_export)
         except (torch.OutOfMemoryError, MemoryError):
             logger.warning(
                 "pruning: the export was not rehearsed, because small and masked layers do not fit into "
