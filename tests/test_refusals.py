@@ -21,8 +21,8 @@ from hf_mlprune import (
     shrink,
     start,
 )
+from hf_mlprune.checks import check_arguments
 from hf_mlprune.config import LEVELS
-from hf_mlprune.session import check_arguments
 from hf_mlprune.shrinking import ShrinkError
 from hf_mlprune.stages import SITES
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from .checks import check_arguments, check_module, check_optimizer, check_writable
 from .config import PruningConfig
 from .files import write_json
 from .loop import (
@@ -37,10 +38,6 @@ from .resuming import (
 )
 from .session import (
     Session,
-    check_arguments,
-    check_module,
-    check_optimizer,
-    check_writable,
     landed,
     measure,
     note,
