@@ -1,4 +1,4 @@
-"""Cost of a training step with masks against the stock step: time, memory, attach, rehearsal, shrink and save.
+"""Cost of a training step with masks against the stock step: time, memory, attach, rehearsal, shrink, save.
 
 MiniLM-L6 shapes, no teacher, all three levels. Stock and masked steps are run in turn in one process; peak
 memory is that of a fresh process each.
