@@ -222,6 +222,8 @@ class Distiller:
         part: Tensor | float = self._part()
         labels = kwargs.get("labels")
         unlabelled = isinstance(labels, Tensor) and not bool(labels.ne(-100).any())
+        if aux is None and weight is None and not unlabelled:
+            return out
         if weight is not None and isinstance(labels, Tensor) and _every_row_has_a_label(labels):
             part = weight
         scale = part if self.smoothed else 1.0
