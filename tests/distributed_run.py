@@ -37,9 +37,10 @@ def main(folder: str, preset: str, taught: str, rows: str) -> None:
     """Train 24 steps of so many rows per process, and export."""
     sys.addaudithook(note_writing)
     watch = Watch()
+    dtype = torch.bfloat16 if taught == "bfloat16" else torch.float64
     teacher = make_model(seed=3).double() if taught == "taught" else None
     trainer = Trainer(
-        model=make_model().double(),
+        model=make_model().to(dtype),
         args=training_arguments(
             Path(folder) / "run", per_device_train_batch_size=int(rows), lr_scheduler_type="constant",
             use_cpu=True, save_strategy="steps", save_steps=12,

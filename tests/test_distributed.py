@@ -76,3 +76,11 @@ def test_two_processes_are_one_with_the_same_batch(launcher, preset, taught, tmp
     )
     assert any(name in path for path in first["wrote"] for name in ours)
     assert [path for path in second["wrote"] for name in ours if name in path] == []
+
+
+def test_weights_of_two_processes_stay_the_same_where_the_proof_changes_their_dtype(tmp_path):
+    done = launch("torchrun", str(tmp_path), "default", "bfloat16", "4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = seen(tmp_path, 0), seen(tmp_path, 1)
+    assert torch.equal(first["masks"], second["masks"])
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())

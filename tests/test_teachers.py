@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.nn import functional
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from conftest import LABELS, make_batch, make_dataset, make_model, make_trainer, training_arguments
 from hf_mlprune import PruningCallback, report
@@ -134,7 +134,7 @@ class Constant(nn.Module):
 def test_a_teacher_that_is_not_heard_is_an_error(tmp_path):
     settings = {"hidden_weight": 0.0}
     with pytest.raises(
-        RuntimeError, match="has been exactly 0 for 12 passes, so that the teacher is not heard"
+        RuntimeError, match="has been exactly 0 for 12 steps, so that the teacher is not heard"
     ):
         run(tmp_path, Constant(), Constant(3), settings=settings)
     with pytest.raises(
@@ -149,6 +149,88 @@ def test_a_teacher_equal_to_the_student_is_heard_once_they_differ(tmp_path):
     losses = distillation_losses(trainer)
     assert losses[0] == 0.0
     assert losses[-1] > 0
+
+
+def test_many_equal_passes_before_the_first_update_are_no_silence(tmp_path):
+    run(tmp_path, make_model(), make_model(), logging_steps=1, gradient_accumulation_steps=12)
+
+
+def test_a_teacher_that_is_trained_with_the_student_is_refused(tmp_path):
+    student, teacher = make_model(), make_model(seed=3)
+    teacher.bert.embeddings.word_embeddings = student.bert.embeddings.word_embeddings
+    with pytest.raises(ValueError, match="expected weights of its own, but 1 are the student's"):
+        run(tmp_path, student, teacher)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    student.bert.embeddings.word_embeddings.requires_grad_(False)
+    run(tmp_path, student, teacher)
+
+
+def test_a_script_that_asks_whether_there_is_a_loss_keeps_its_own(tmp_path):
+    class Asks(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            out = model(**inputs)
+            loss = out.loss if out.loss is not None else functional.cross_entropy(out.logits, labels)
+            return (loss, out) if return_outputs else loss
+
+    settings = {"task_weight": 1.0}
+    logged = [
+        run(tmp_path, make_model(), make_model(seed=3), trainer=Asks, settings=settings).state.log_history,
+        run(tmp_path, make_model(), None, trainer=Asks).state.log_history,
+    ]
+    first, second = ([entry["loss"] for entry in history if "loss" in entry] for history in logged)
+    assert first == pytest.approx(second, rel=1e-4)
+
+
+@pytest.mark.parametrize("head", ["sequence", "model"])
+def test_tuples_without_labels_are_taught(head, tmp_path):
+    model, teacher = make_model(head), make_model(head, seed=3)
+    model.config.return_dict = teacher.config.return_dict = False
+    losses = distillation_losses(run(tmp_path, model, teacher, data=dataset()))
+    named = distillation_losses(run(tmp_path, make_model(head), make_model(head, seed=3), data=dataset()))
+    assert losses == pytest.approx(named, rel=1e-4)
+
+
+def test_a_model_can_be_pickled_in_the_middle_of_a_run(tmp_path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            torch.save(model, io.BytesIO())
+
+    model = make_model()
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(tmp_path),
+        train_dataset=make_dataset(),
+        callbacks=[PruningCallback(density=0.3, teacher=make_model(seed=3)), Save()],
+    )
+    trainer.train()
+
+
+def test_rows_without_labels_weigh_alike_in_any_number_of_parts(tmp_path):
+    """Where each step has fully, partly and not labelled parts."""
+
+    def some(labels):
+        return torch.where(torch.arange(len(labels)) % 8 >= 3, labels, -100)
+
+    def weights(parts):
+        model = make_model()
+        data = dataset(some)
+        changes = {"gradient_accumulation_steps": parts, "per_device_train_batch_size": 8 // parts}
+
+        class InOrder(Trainer):
+            def _get_train_sampler(self, *args):
+                return None
+
+        run(
+            tmp_path, model, make_model(seed=3), data=data, settings={"task_weight": 0.0}, optim="sgd",
+            max_grad_norm=0.0, lr_scheduler_type="constant", trainer=InOrder, **changes,
+        )  # fmt: skip
+        return model.state_dict()
+
+    whole, parted = weights(1), weights(4)
+    assert whole.keys() == parted.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parted[name], value, rtol=0, atol=1e-6)
 
 
 class Names(nn.Module):

@@ -27,7 +27,7 @@ from conftest import (
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.config import LEVELS
 from hf_mlprune.loop import is_attached
-from hf_mlprune.session import UNSHRUNK
+from hf_mlprune.session import PRUNED, UNSHRUNK
 from hf_mlprune.shrinking import ShrinkError, rehearse, shrunk_copy
 
 ALL = PruningConfig.create(0.4, levels=LEVELS, block_shape=(8, 4), minimum_units=0)
@@ -254,7 +254,7 @@ def test_an_export_that_fails_at_the_end_loses_nothing(error, tmp_path):
     with pytest.raises((ShrinkError, KeyboardInterrupt)) as raised:
         trainer.train()
     said = str(raised.value) + "".join(getattr(raised.value, "__notes__", []))
-    assert "the trained model with its final masks is saved" in said
+    assert "the trained model is saved with its masks" in said
     folder = tmp_path / UNSHRUNK
     assert str(folder) in said
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -263,6 +263,46 @@ def test_an_export_that_fails_at_the_end_loses_nothing(error, tmp_path):
     shrink(loaded)
     assert report(loaded).density <= 0.3
     assert_same_outputs(model, loaded, make_batch())
+
+
+def test_what_fails_after_the_shrink_leaves_the_pruned_model_on_disk(tmp_path):
+    (tmp_path / "pruning_report.json").mkdir()
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.3))
+    with pytest.raises(OSError, match="pruning_report") as raised:
+        trainer.train()
+    assert "the pruned model is whole, and saved in" in "".join(raised.value.__notes__)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / PRUNED)
+    assert report(loaded).density <= 0.3
+    assert_same_outputs(trainer.model, loaded, make_batch())
+
+
+def test_a_run_stopped_too_early_leaves_its_model_on_disk(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 5
+
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(density=0.3), callbacks=[Stop()])
+    with pytest.raises(
+        RuntimeError, match=r"before pruning did: .* the trained model is saved with its masks"
+    ):
+        trainer.train()
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / UNSHRUNK)
+    assert_same_outputs(trainer.model, loaded, make_batch(), 0.0)
+
+
+def test_a_shrink_that_is_refused_puts_back_what_the_forward_wrote():
+    model = ready()
+    model.register_buffer("seen", torch.zeros(3))
+
+    def count(module, args, out):
+        model.seen = model.seen + out.detach().mean(0)
+        return out * model.bert.encoder.layer[0].intermediate.dense.out_features
+
+    model.classifier.register_forward_hook(count)
+    before = snapshot(model)
+    with pytest.raises(ShrinkError):
+        shrink(model, [make_batch()])
+    assert_unchanged(before, model)
 
 
 def test_an_export_of_a_users_module_that_fails_at_the_end_loses_nothing(tmp_path):
@@ -281,7 +321,7 @@ def test_an_export_of_a_users_module_that_fails_at_the_end_loses_nothing(tmp_pat
         train_dataset=make_dataset(),
         callbacks=[_Break(RuntimeError("out of luck")), PruningCallback(density=0.3)],
     )
-    with pytest.raises(ShrinkError, match="out of luck; the trained model with its final masks is saved"):
+    with pytest.raises(ShrinkError, match="out of luck; the trained model is saved with its masks"):
         trainer.train()
     again = Around()
     attach(again, PruningConfig.create(0.3))

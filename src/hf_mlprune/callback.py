@@ -38,12 +38,13 @@ from .resuming import (
 )
 from .session import (
     Session,
+    has_no_labels,
     landed,
     measure,
     note,
     open_session,
     past_step1,
-    save_masked,
+    rescue,
     use_evaluation_weights,
 )
 from .shrinking import ShrinkError, shrink
@@ -95,12 +96,14 @@ class PruningCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """JSON form, kept in ``trainer_state.json`` so that a resumed run is the same run."""
         teacher = self.teacher if isinstance(self.teacher, str) else None
+        distiller = self._session.distiller if self._session is not None else None
         return {
             "args": {**(self._settings.to_dict() if self._settings else {}), "teacher": teacher},
             "attributes": {
                 "planned_steps": self.planned_steps,
                 "taught_by_object": self.taught_by_object,
                 "teacher_fingerprint": self.teacher_fingerprint,
+                "rows_without_labels": distiller is not None and distiller.rows_without_labels,
             },
         }
 
@@ -129,6 +132,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         *,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        train_dataloader: Any,
         **kwargs: Any,
     ) -> None:
         """Begin or take up the run.
@@ -160,7 +164,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         start(model, state.max_steps, state.global_step)
         session.close()  # of a run that failed
-        session.begin(args)
+        resumed = stored["attributes"] if state.global_step else {}
+        session.begin(
+            args,
+            without_labels=has_no_labels(train_dataloader, args),
+            rows_without_labels=resumed.get("rows_without_labels", False),
+        )
 
     def on_step_begin(
         self,
@@ -284,6 +293,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         Raises:
             RuntimeError: training ended before all masks were final.
             ShrinkError: the export failed; the masked model is saved in ``output_dir``.
+            Exception: what failed after that; the pruned model is saved there.
         """
         pruning = pruning_state(model)
         session = self._at_work()
@@ -293,25 +303,26 @@ class PruningCallback(TrainerCallback, ExportableState):
             gate.refresh()
         target, density = pruning.config.density, measure_density(model)
         if not landed(pruning) or density > target + 1e-9:
+            advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
             raise RuntimeError(
                 f"training ended at step {state.global_step} of {state.max_steps}, before pruning did: "
-                f"density {density:.4f}, target {target:g}; checkpoints of this run are whole: resume "
-                "from the last one, or train with fewer steps from the start"
+                f"density {density:.4f}, target {target:g}; resume from a checkpoint of this run, or train "
+                f"with fewer steps from the start; {advice}"
             )
         try:
             done = shrink(model, list(session.calls.values()))
+            rows = measure(model, session)
+            found = report(model, shrunk=done, latency=rows, settings=pruning.config)
+            note(model, found)
+            if state.is_world_process_zero:
+                write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
+                print_end(found, pruning.config)
         except BaseException as error:
-            advice = save_masked(model, Path(args.output_dir)) if state.is_world_process_zero else ""
-            if not isinstance(error, Exception):
-                error.add_note(advice)
-                raise
-            raise ShrinkError(f"the export failed: {error}; {advice}") from error
-        rows = measure(model, session)
-        found = report(model, shrunk=done, latency=rows, settings=pruning.config)
-        note(model, found)
-        if state.is_world_process_zero:
-            write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
-            print_end(found, pruning.config)
+            advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
+            if isinstance(error, Exception) and is_attached(model):
+                raise ShrinkError(f"the export failed: {error}; {advice}") from error
+            error.add_note(advice)
+            raise
 
     def on_push_begin(
         self,

@@ -30,9 +30,9 @@ class Call:
         return cls(*map_tensors(lambda _, tensor: tensor.detach(), (args, dict(kwargs))))
 
     def replay(self, model: nn.Module, dtype: torch.dtype) -> Any:
-        """Make the call again, of the class's own forward, floating-point tensors cast to ``dtype``.
+        """Make the call again, floating-point tensors cast to ``dtype``, past the hooks of the model itself.
 
-        The instance's forward may be wrapped: accelerate puts an autocast around it.
+        Past the autocast, too, that accelerate puts around ``forward``; it keeps the script's own beside it.
         """
 
         def cast(_: str, tensor: Tensor) -> Tensor:
@@ -40,7 +40,8 @@ class Call:
 
         # Fresh containers each time: some models write into those they are called with.
         args, kwargs = map_tensors(cast, (self.args, self.kwargs))
-        return type(model).forward(model, *args, **kwargs)
+        forward = vars(model).get("_original_forward", model.forward)
+        return forward(*args, **kwargs)
 
     def length(self) -> int | None:
         """Tokens of the longest sequence in the call, ``None`` if there is no batch of tokens."""

@@ -28,8 +28,8 @@ from .teacher import Teacher
 
 #: Inputs that say what a model should have answered.
 TARGETS = ("labels", "start_positions", "end_positions")
-#: A distillation loss that is exactly 0 for so many passes is not heard.
-SILENT_PASSES = 10
+#: A distillation loss that is exactly 0 for so many steps is not heard.
+SILENT_STEPS = 10
 
 
 @dataclass
@@ -73,9 +73,13 @@ class Distiller:
         config: the weights.
         autocast_dtype: dtype of the autocast that the script runs the student under, if any.
         accumulation: micro-batches per optimizer step.
-        processes: by how many Trainer multiplies a loss that it passes the number of items.
+        processes: factor by which Trainer multiplies the loss of a model that it passes
+            ``num_items_in_batch``.
         smoothed: whether a loss from the logits is Trainer's smoothed one: a mean over its micro-batch,
             though it is passed the number of items (transformers 5.0).
+        without_labels: whether the data have no labels, so that there is no task loss.
+        rows_without_labels: whether a row without a label was met; kept over a resume, as shares of labelled
+            items are no shares of rows from then on.
         loss_sum: sum of the distillation losses since it was last read.
         loss_count: how many those are.
     """
@@ -87,8 +91,11 @@ class Distiller:
     accumulation: int = 1
     processes: int = 1
     smoothed: bool = False
+    without_labels: bool = False
+    rows_without_labels: bool = False
     loss_sum: Tensor | float = 0.0
     loss_count: int = 0
+    _steps: int = 0
     _silent: int = 0
     _handles: list[RemovableHandle] = field(default_factory=list)
     _recorders: list[EncoderRecorder] = field(default_factory=list)
@@ -128,16 +135,16 @@ class Distiller:
         """Mean distillation loss since the last call; ``None`` if there was no training step.
 
         Raises:
-            RuntimeError: it was exactly 0 for ten passes or more, though the student changes at each step.
+            RuntimeError: it was exactly 0 for ten steps or more, though the student changes at each.
         """
         if not self.loss_count:
             return None
         mean = float(self.loss_sum) / self.loss_count
-        self._silent = 0 if mean else self._silent + self.loss_count
-        self.loss_sum, self.loss_count = 0.0, 0
-        if self._silent >= SILENT_PASSES:
+        self._silent = 0 if mean else self._silent + self._steps
+        self.loss_sum, self.loss_count, self._steps = 0.0, 0, 0
+        if self._silent >= SILENT_STEPS:
             raise RuntimeError(
-                f"distillation: the loss has been exactly 0 for {self._silent} passes, so that the "
+                f"distillation: the loss has been exactly 0 for {self._silent} steps, so that the "
                 "teacher is not heard: what student and teacher return is the same whatever they compute; "
                 "return logits, set hidden_weight=1, or train without a teacher"
             )
@@ -154,6 +161,7 @@ class Distiller:
         """
         carried, arrived = self._carried, self._arrived
         self._carried = self._arrived = 0
+        self._steps += 1
         if self.teacher is not None and not carried:
             raise RuntimeError(
                 "distillation: the model was not called in training mode in this step, so the teacher is not "
@@ -194,6 +202,12 @@ class Distiller:
         passes = self._recorders[0].end()
         if not torch.is_grad_enabled():
             return out
+        if not passes:
+            raise RuntimeError(
+                "distillation: the model returned outputs without running its encoder; losses that use "
+                "the outputs of one pass several times (MatryoshkaLoss, AdaptiveLayerLoss) cannot be taught: "
+                "train without a teacher"
+            )
         aux = distillation_loss(
             self.model,
             (out, passes),
@@ -218,33 +232,41 @@ class Distiller:
         alpha = self.config.task_weight
         names = {name for name, tensor in named_tensors(out) if tensor.dim() == 0}
         loss = "loss" if "loss" in names else "0" if isinstance(out, (tuple, list)) and "0" in names else None
-        weight = self._share(kwargs)
-        part: Tensor | float = self._part()
+        task_share = self._share(kwargs)
+        teacher_share: Tensor | float = self._part()
         labels = kwargs.get("labels")
         unlabelled = isinstance(labels, Tensor) and not bool(labels.ne(-100).any())
-        if aux is None and weight is None and not unlabelled:
+        if aux is None and task_share is None and not unlabelled:
             return out
-        if weight is not None and isinstance(labels, Tensor) and _every_row_has_a_label(labels):
-            part = weight
-        scale = part if self.smoothed else 1.0
+        if (
+            task_share is not None
+            and isinstance(labels, Tensor)
+            and not self._met_rows_without_labels(labels)
+        ):
+            teacher_share = task_share
+        smoothed_share = teacher_share if self.smoothed else 1.0
 
         def carry(name: str, value: Tensor) -> Tensor:
             if name == loss:
                 # A mean over no items is NaN.
                 value = torch.nan_to_num(value) if unlabelled else value
-                value = value if weight is None else weight * value
+                value = value if task_share is None else task_share * value
                 if aux is None or not value.requires_grad:
                     return value
-                return _Carry.apply(value, part * aux, alpha, 1 - alpha, once)  # type: ignore[no-any-return, no-untyped-call]
+                return _Carry.apply(value, teacher_share * aux, alpha, 1 - alpha, once)  # type: ignore[no-any-return, no-untyped-call]
             if aux is None or not value.requires_grad:
                 return value
             # Trainer's own factors are in the gradient of the script's loss, which is not seen here.
-            return _Carry.apply(value, aux, alpha * scale, (1 - alpha) / self.accumulation, once)  # type: ignore[no-any-return, no-untyped-call]
+            return _Carry.apply(value, aux, alpha * smoothed_share, (1 - alpha) / self.accumulation, once)  # type: ignore[no-any-return, no-untyped-call]
 
         carried = map_tensors(carry, out)
-        if aux is not None and isinstance(carried, MutableMapping) and carried.get("loss") is None:
-            # There is no task loss: the distillation loss is the whole.
-            carried["loss"] = _Carry.apply(aux.detach(), part * aux, 0.0, 1.0, once)  # type: ignore[no-untyped-call]
+        if aux is not None and self.without_labels and loss is None:
+            # There is no task loss: the distillation loss is the whole, where Trainer looks for a loss.
+            whole = _Carry.apply(aux.detach(), teacher_share * aux, 0.0, 1.0, once)  # type: ignore[no-untyped-call]
+            if isinstance(carried, MutableMapping):
+                carried["loss"] = whole
+            elif isinstance(carried, tuple):
+                carried = (whole, *carried)
         return carried
 
     def _part(self) -> float:
@@ -281,7 +303,9 @@ class Distiller:
         # A step may be without any label at all.
         return items / torch.as_tensor(self._items, device=items.device).clamp(min=1)
 
-
-def _every_row_has_a_label(labels: Tensor) -> bool:
-    """Whether shares of labelled items are shares of rows; rows without labels are taught, too."""
-    return (labels.dim() == 1 or labels.is_floating_point()) and bool(labels.ne(-100).all())
+    def _met_rows_without_labels(self, labels: Tensor) -> bool:
+        """Whether shares of labelled items are no shares of rows: for tokens, and rows without a label."""
+        if labels.dim() > 1 and not labels.is_floating_point():
+            return True
+        self.rows_without_labels = self.rows_without_labels or not bool(labels.ne(-100).all())
+        return self.rows_without_labels

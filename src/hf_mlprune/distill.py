@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertForQuestionAnswering, PreTrainedModel
+from transformers import BertForQuestionAnswering, BertModel
 
+from .attaching import kinds_of
 from .calls import named_tensors
 from .config import PruningConfig
 from .recording import Encoded
@@ -75,8 +76,9 @@ def distillation_loss(
 def predictions(model: nn.Module, out: Any) -> dict[str, Tensor]:
     """What a model predicts, by name: its floating-point outputs but losses, hidden states and attention.
 
-    Tuples have no names. Those of transformers' classes hold ``logits``, or ``start_logits`` and
-    ``end_logits``; those of other modules ``output 0``, ``output 1`` and so on, scalars not counted.
+    Tuples have no names. Those of the stock heads hold ``logits``, or ``start_logits`` and ``end_logits``;
+    those of others ``output 0``, ``output 1`` and so on, scalars not counted, and ``output 0 logits`` for a
+    tensor with one entry per label of the model's config.
     """
     found = {
         name: tensor
@@ -84,12 +86,27 @@ def predictions(model: nn.Module, out: Any) -> dict[str, Tensor]:
         if tensor.is_floating_point() and tensor.dim() and name not in NO_PREDICTIONS
     }
     if isinstance(out, (Tensor, tuple, list)) and not hasattr(out, "_fields"):
-        names = [f"output {number}" for number in range(len(found))]
-        if isinstance(model, PreTrainedModel):
-            names = list(SPANS) if isinstance(model, BertForQuestionAnswering) else ["logits"]
-        found = dict(zip(names, found.values(), strict=False))
+        found = dict(zip(_names(model, list(found.values())), found.values(), strict=False))
     # Logits of any kind; of other outputs those that hold a vector or a number per row.
-    return {name: x for name, x in found.items() if name.endswith("logits") or x.dim() <= 2}
+    return {
+        name: x
+        for name, x in found.items()
+        if name not in NO_PREDICTIONS and (name.endswith("logits") or x.dim() <= 2)
+    }
+
+
+def _names(model: nn.Module, tensors: Sequence[Tensor]) -> list[str]:
+    """What to call the tensors of a tuple that a model returned."""
+    kinds = kinds_of(model)
+    if kinds is not None and kinds.stock is BertModel:
+        return list(NO_PREDICTIONS)
+    if kinds is not None:
+        return list(SPANS) if kinds.stock is BertForQuestionAnswering else ["logits"]
+    labels = getattr(getattr(model, "config", None), "num_labels", None)
+    return [
+        f"output {number} logits" if tensor.dim() >= 2 and tensor.shape[-1] == labels else f"output {number}"
+        for number, tensor in enumerate(tensors)
+    ]
 
 
 def prediction_terms(

@@ -18,13 +18,31 @@ def edited(model: nn.Module) -> Iterator[None]:
     and its buffers their values. Values of parameters are not copied, so edits make new parameters instead
     of writing into old ones.
     """
-    before = [_Snapshot(module) for module in model.modules()]
+    before = _snapshots(model)
     try:
         yield
     except BaseException:
-        for snapshot in before:
-            snapshot.restore()
+        _restore(before)
         raise
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """As :func:`edited`, but put the model back in any case."""
+    before = _snapshots(model)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _snapshots(model: nn.Module) -> list[_Snapshot]:
+    return [_Snapshot(module) for module in model.modules()]
+
+
+def _restore(snapshots: list[_Snapshot]) -> None:
+    for snapshot in snapshots:
+        snapshot.restore()
 
 
 class _Snapshot:

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 
 from .anatomy import anatomy
 from .attaching import plain_config
+from .editing import restored
 from .shrinking import random_batch
 from .timing import interleave
 
@@ -65,8 +66,6 @@ def measure_latency(
     """
     encoder = anatomy(model).encoder
     tokens = random_batch(model, batch, length, choices=False)["input_ids"]
-    training = encoder.training
-    encoder.eval()
 
     def call(network: nn.Module) -> None:
         network(input_ids=tokens)
@@ -78,14 +77,13 @@ def measure_latency(
         config._attn_implementation = encoder.config._attn_implementation
         dense = BertModel(config, add_pooling_layer=encoder.pooler is not None)
         dense = dense.to(encoder.device, encoder.dtype).eval()
-        with torch.inference_mode():
+        with restored(encoder), torch.inference_mode():
+            encoder.eval()
             timing = interleave(
                 [lambda: call(dense), lambda: call(encoder)], rounds=rounds, budget_seconds=budget_seconds
             )
     except torch.OutOfMemoryError:
         return None
-    finally:
-        encoder.train(training)
     return Latency(
         batch=batch,
         length=tokens.shape[-1],

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .calls import Call, named_tensors
+from .editing import restored
 
 #: Largest difference between outputs, relative to max(1, largest output), as a multiple of the dtype's
 #: rounding unit: 1e-5 in float32.
@@ -27,11 +28,13 @@ class Comparison:
         difference: largest absolute difference; NaN if an output is NaN.
         largest: largest absolute finite output.
         dtype: what both were computed in.
+        output: name of the output with that difference; empty for a bare tensor.
     """
 
     difference: float
     largest: float
     dtype: torch.dtype
+    output: str = ""
 
     @property
     def tolerance(self) -> float:
@@ -58,17 +61,18 @@ def proof_dtypes(model: nn.Module) -> tuple[torch.dtype, ...]:
 def outputs(model: nn.Module, calls: Sequence[Call], dtype: torch.dtype) -> list[tuple[str, Tensor]]:
     """Floating-point outputs of a model in evaluation mode, by name, the same at every call.
 
-    Attention weights ``(batch, heads, tokens, tokens)`` are left out: pruned heads have none. The model is
-    computed in ``dtype`` with IEEE products, from one random state; all of that is put back.
+    Attention weights are left out, as pruned heads have none, and losses beside other outputs. The model is
+    computed in ``dtype`` with IEEE products, from one random state; all of that is put back, and what the
+    forward pass writes into its buffers.
     """
     device = next(model.parameters()).device
-    with _evaluating(model), _cast(model, dtype), _ieee_products(), fixed_random_state(device):
+    with restored(model), _ieee_products(), fixed_random_state(device):
+        model.eval()
+        _cast(model, dtype)
         found = [item for call in calls for item in named_tensors(call.replay(model, dtype))]
-    return [(name, x) for name, x in found if x.is_floating_point() and not _is_attention(x)]
-
-
-def _is_attention(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and tensor.shape[-1] == tensor.shape[-2]
+    found = [(name, x) for name, x in found if x.is_floating_point() and "attentions" not in name.split(".")]
+    # A loss says nothing that other outputs do not, and may hold more than them: a penalty on weights, say.
+    return [(name, x) for name, x in found if x.dim()] or found
 
 
 def compare(
@@ -85,47 +89,52 @@ def compare(
             "object with attributes, got none: without them the pruned model cannot be proved right"
         )
     described = [[(name, tuple(tensor.shape)) for name, tensor in found] for found in (before, after)]
-    if described[0] != described[1]:
+    pairs = list(zip(before, after, strict=False))
+    # Of attention weights in a tuple, which has no names, fewer heads are left.
+    unequal = [
+        a for (a, b) in pairs if a[0] != b[0] or (a[1].shape != b[1].shape and not _lost_heads(a[1], b[1]))
+    ]
+    if unequal or len(before) != len(after):
         raise ValueError(f"expected the outputs {described[0]} again, got {described[1]}")
-    difference, largest = 0.0, 0.0
-    for (_, a), (_, b) in zip(before, after, strict=True):
-        # The loss of a batch without any label is NaN in both.
-        if not a.numel() or (a.dim() == 0 and bool(a.isnan()) and bool(b.isnan())):
+    difference, largest, worst = 0.0, 0.0, ""
+    for (name, a), (_, b) in pairs:
+        if a.shape != b.shape:
+            continue
+        if not a.numel():
             continue
         apart = float(torch.where(a == b, 0.0, (a - b).abs()).max())
-        # Not Python's max, which passes over NaN.
-        difference = apart if apart != apart else max(apart, difference)
+        if apart > difference or apart != apart:
+            difference, worst = apart, name
         if difference != difference:
             break
         largest = max(largest, float(torch.where(a.isfinite(), a, 0.0).abs().max()))
-    return Comparison(difference, largest, dtype)
+    return Comparison(difference, largest, dtype, worst)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(modes[0][1])
-        # Parents first: parts that the script keeps in another mode than the model.
-        for module, mode in modes:
-            if module.training is not mode:
-                module.train(mode)
+def _lost_heads(before: Tensor, after: Tensor) -> bool:
+    """Whether these can be attention weights ``(batch, heads, tokens, tokens)`` of more and fewer heads."""
+    square = before.dim() == 4 and before.shape[-1] == before.shape[-2]
+    return (
+        square
+        and after.dim() == 4
+        and (before.shape[0], before.shape[2:]) == (after.shape[0], after.shape[2:])
+    )
 
 
-@contextmanager
-def _cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    before = [(tensor, tensor.data) for tensor in tensors if tensor.is_floating_point()]
-    try:
-        for tensor, data in before:
-            tensor.data = data.to(dtype)
-        yield
-    finally:
-        for tensor, data in before:
-            tensor.data = data
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every module parameters and buffers of another dtype.
+
+    New ones: what hangs on the old ones (the gradient hooks of DDP) does not survive a change of dtype.
+    """
+    new: dict[int, Tensor] = {}
+    for module in model.modules():
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in own:
+            if tensor.is_floating_point() and tensor.dtype is not dtype:
+                if id(tensor) not in new:
+                    cast = tensor.detach().to(dtype)
+                    new[id(tensor)] = nn.Parameter(cast, False) if isinstance(tensor, nn.Parameter) else cast
+                setattr(module, name, new[id(tensor)])
 
 
 def _precision_switches() -> list[Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,12 +56,14 @@ class EncoderRecorder:
             encoder.register_forward_pre_hook(self._called, with_kwargs=True),
             embeddings.register_forward_hook(self._embedded),
             layers[0].register_forward_pre_hook(self._entered, with_kwargs=True),
-            *(layer.register_forward_hook(self._keep(layer is layers[-1])) for layer in layers),
+            *(layer.register_forward_hook(self._keep) for layer in layers),
+            layers[-1].register_forward_hook(self._leave),
         ]
         for index, layer in enumerate(self.parts.layers if self.attention else ()):
             if layer.structure.heads:
                 module = layer.module.get_submodule(self.parts.paths.attention)
-                self._handles.append(module.register_forward_hook(self._keep_attention(index)))
+                hook = partial(self._keep_attention, index)
+                self._handles.append(module.register_forward_hook(hook))
 
     def remove(self) -> None:
         """Take the hooks out."""
@@ -97,23 +99,19 @@ class EncoderRecorder:
         if self._present is not None and self._present.attention_mask is None:
             self._present.attention_mask = _real_tokens(_argument(module, "attention_mask", args, kwargs))
 
-    def _keep(self, last: bool) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, out: Any) -> None:
-            if self._present is None:
-                return  # Layers run again, in the backward pass, under activation checkpointing.
+    def _keep(self, module: nn.Module, args: Any, out: Any) -> None:
+        # Layers run again, in the backward pass, under activation checkpointing.
+        if self._present is not None:
             self._present.hidden_states.append(out if isinstance(out, Tensor) else out[0])
-            if last:
-                self._passes.append(self._present)
-                self._present = None
 
-        return keep
+    def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
+        if self._present is not None:
+            self._passes.append(self._present)
+            self._present = None
 
-    def _keep_attention(self, index: int) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, out: Any) -> None:
-            if self._present is not None:
-                self._present.attentions[index] = out[1]
-
-        return keep
+    def _keep_attention(self, index: int, module: nn.Module, args: Any, out: Any) -> None:
+        if self._present is not None:
+            self._present.attentions[index] = out[1]
 
 
 def _argument(module: nn.Module, name: str, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from .attaching import attach, auto_class_name, kinds_of
 from .calls import Call
 from .card import model_card
-from .carrier import Distiller
+from .carrier import TARGETS, Distiller
 from .checks import check_module
 from .config import PruningConfig
 from .files import write_folder
@@ -35,8 +35,10 @@ from .teacher import Teacher, fingerprint, load_teacher
 
 logger = logging.getLogger(__name__)
 
-#: Folder of a model that could not be shrunk. The underscore keeps it out of hub uploads.
-UNSHRUNK = "_unshrunk_model"
+#: Folders of models that were rescued. The underscore keeps them out of hub uploads.
+UNSHRUNK, PRUNED = "_unshrunk_model", "_pruned_model"
+#: What data collators take labels from.
+LABEL_COLUMNS = ("label", "label_ids")
 #: Whether Trainer's smoothed loss is one over all items of a step; in transformers 5.0 it is a mean per
 #: micro-batch, which nobody divides by their number.
 SMOOTHED_OVER_ITEMS = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
@@ -62,8 +64,16 @@ class Session:
     _rehearsed: set[bool] = field(default_factory=set)
     _handle: RemovableHandle | None = None
 
-    def begin(self, args: TrainingArguments) -> None:
-        """Register the hooks of a run; in its block phase, taught by what the step-1 model was."""
+    def begin(
+        self, args: TrainingArguments, *, without_labels: bool = False, rows_without_labels: bool = False
+    ) -> None:
+        """Register the hooks of a run; in its block phase, taught by what the step-1 model was.
+
+        Args:
+            args: of the run.
+            without_labels: see :class:`~hf_mlprune.carrier.Distiller`.
+            rows_without_labels: see there; of the interrupted run, if one is resumed.
+        """
         self._rehearsed = set()
         self.watch()
         config = pruning_state(self.model).config
@@ -78,6 +88,8 @@ class Session:
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size if args.average_tokens_across_devices else 1,
             smoothed=args.label_smoothing_factor > 0 and not SMOOTHED_OVER_ITEMS,
+            without_labels=without_labels,
+            rows_without_labels=rows_without_labels,
         )
         self.distiller.install()
 
@@ -230,33 +242,49 @@ def measure(
     return [row for row in measured if row is not None]
 
 
-def save_masked(model: nn.Module, output_dir: Path) -> str:
-    """Save a model that could not be shrunk, with its masks, and say how to go on from there.
+def rescue(model: nn.Module, output_dir: Path) -> str:
+    """Save the model of a run that cannot end as it should, and say how to go on from there.
 
     Args:
-        model: with final masks.
+        model: with masks, or shrunk already.
         output_dir: of the run.
 
     Returns:
-        A sentence for an error message.
-
-    Raises:
-        OSError: the folder cannot be written.
+        A sentence for an error message; if the model could not be saved, why.
     """
-    folder = output_dir / UNSHRUNK
+    masked = is_attached(model)
+    folder = output_dir / (UNSHRUNK if masked else PRUNED)
+    file = folder / "model.safetensors"
+    try:
+        if isinstance(model, PreTrainedModel):
+            write_folder(folder, model.save_pretrained)
+        else:
+            write_folder(folder, lambda partial: save_model(model, str(partial / file.name)))
+    except Exception as error:
+        return f"the model could not be saved in {folder} either: {error}"
+    if not masked:
+        return f"the pruned model is whole, and saved in {folder}"
     kinds = kinds_of(model)
-    if isinstance(model, PreTrainedModel):
-        write_folder(folder, model.save_pretrained)
-    else:
-        write_folder(folder, lambda partial: save_model(model, str(partial / "model.safetensors")))
     if kinds is not None:
         how = f"model = {auto_class_name(kinds)}.from_pretrained({str(folder)!r}); shrink(model)"
     else:
         how = (
             "make the model anew; attach(model, PruningConfig.create(...)) with the settings of this run; "
-            f"load_model(model, {str(folder / 'model.safetensors')!r}) of safetensors.torch; shrink(model)"
+            f"load_model(model, {str(file)!r}) of safetensors.torch; shrink(model)"
         )
-    return f"the trained model with its final masks is saved; once the cause is mended: {how}"
+    return f"the trained model is saved with its masks; to shrink it later: {how}"
+
+
+def has_no_labels(dataloader: Any, args: TrainingArguments) -> bool:
+    """Whether the data of a run are known to have no labels.
+
+    Args:
+        dataloader: of the training data, with columns as those of `datasets`; others are not known.
+        args: may name the labels.
+    """
+    columns = getattr(getattr(dataloader, "dataset", None), "column_names", None)
+    labels = {*TARGETS, *LABEL_COLUMNS, *(args.label_names or ())}
+    return isinstance(columns, list) and not labels & set(columns)
 
 
 def use_evaluation_weights(optimizer: torch.optim.Optimizer) -> None:

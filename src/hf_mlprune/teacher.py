@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 from transformers import (
@@ -51,7 +50,7 @@ def load_teacher(source: str | nn.Module, student: nn.Module, config: PruningCon
 
     Args:
         source: a folder, a hub name, or a module that is called as the student is (put into evaluation
-            mode, gradients off).
+            mode; no gradient is computed in it).
         student: the model to teach.
         config: names the terms that are wanted.
 
@@ -66,11 +65,11 @@ def load_teacher(source: str | nn.Module, student: nn.Module, config: PruningCon
         model = source
     else:
         model = _load(source, student)
+    _check_shared(model, student)
     _check_head(model, student)
     _check_labels(model, student)
     parts, *heads = _shared_heads(model, student, config)
     device = next(student.parameters()).device
-    model.requires_grad_(False)
     return Teacher(model.to(device).eval(), parts, *heads)
 
 
@@ -96,17 +95,30 @@ def _load(source: str, student: nn.Module) -> PreTrainedModel:
 def fingerprint(model: nn.Module) -> str:
     """What a model is, however it is spelled: 32 hexadecimal digits.
 
-    Of names, shapes, kinds and values of its weights, and of what its encoder's config adds to them; not of
-    where it lies, of buffers that are computed, or of what its config says of names and training.
+    Of names, shapes and values of its weights, and of what its encoder's config adds to them; not of where it
+    lies, of the dtype that it was loaded in, of a bare encoder's pooler, which a checkpoint may lack, or of
+    what its config says of names and training.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+        if not name.startswith("pooler."):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
     config = getattr(model, "config", None)
     for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
         digest.update(f"{name} {getattr(config, name, None)}".encode())
     return digest.hexdigest()
+
+
+def _check_shared(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a teacher whose weights are trained with the student's."""
+    own = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in own]
+    if shared:
+        raise ValueError(
+            f"teacher: expected weights of its own, but {len(shared)} are the student's, e.g. {shared[0]!r}, "
+            "and would be trained with it; load it anew, or pass a copy.deepcopy"
+        )
 
 
 def _check_head(teacher: nn.Module, student: nn.Module) -> None:
