@@ -19,6 +19,7 @@ from sentence_transformers.cross_encoder import (
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -279,3 +280,16 @@ def test_a_setfit_model_is_refused_in_words(tmp_path):
     callback = PruningCallback(density=0.4)
     with pytest.raises(TypeError, match="expected a torch module to prune, got SetFitModel"):
         callback.on_init_end(None, None, None, model=SetFitModel())
+
+
+def test_losses_that_use_one_pass_several_times_are_refused_with_a_teacher(tmp_path):
+    def loss(model):
+        return MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), matryoshka_dims=[32, 16])
+
+    model = sentence_transformer(tmp_path / "base")
+    train_sentences(tmp_path / "run", model, PruningCallback(density=0.4), loss=loss)
+    assert report(model).density <= 0.4
+    teacher = sentence_transformer(tmp_path / "teacher", seed=3)
+    callback = PruningCallback(density=0.4, teacher=teacher)
+    with pytest.raises(RuntimeError, match=r"without running its encoder; .*MatryoshkaLoss"):
+        train_sentences(tmp_path / "run", sentence_transformer(tmp_path / "base"), callback, loss=loss)

@@ -21,7 +21,6 @@ from .attaching import attach, auto_class_name, kinds_of
 from .calls import Call
 from .card import model_card
 from .carrier import TARGETS, Distiller
-from .checks import check_module
 from .config import PruningConfig
 from .files import write_folder
 from .latency import Latency, measure_latency
@@ -136,7 +135,7 @@ class Session:
             )
         except Exception as error:
             raise ShrinkError(
-                f"the export at the end of training would fail, as its rehearsal at step 1 did: {error}"
+                f"the export at the end of training would fail, as its rehearsal did: {error}"
             ) from error
 
     def watch(self) -> None:
@@ -165,9 +164,8 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
 
     Raises:
         ValueError: there are no settings, or the model has masks of others.
-        TypeError: the model is no module, or the step-1 model of a class of the user's own is to teach.
+        TypeError: the step-1 model of a class of the user's own is to teach.
     """
-    check_module(model)
     attached = pruning_state(model).config if is_attached(model) else None
     config = wanted or attached
     if config is None:
