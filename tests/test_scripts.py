@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification, BertModel, Trainer
 from transformers.utils import ModelOutput
 
 from conftest import LABELS, make_dataset, make_model, training_arguments
-from hf_mlprune import PruningCallback, report
+from hf_mlprune import PruningCallback, report, shrinking
 from hf_mlprune.shrinking import ShrinkError
 
 
@@ -285,11 +285,31 @@ class Counts(Own):
         return {**out, "logits": logits}
 
 
-@pytest.mark.parametrize("kind", [Decodes, Pairwise, Penalized, Counts])
+class Echoes(Own):
+    """Returns nothing that comes from its encoder."""
+
+    def forward(self, labels=None, **batch):
+        return {**super().forward(labels=labels, **batch), "logits": batch["input_ids"].float()}
+
+
+@pytest.mark.parametrize("kind", [Decodes, Pairwise, Penalized, Counts, Echoes])
 def test_models_that_are_hard_to_compare(kind, tmp_path):
     model = kind()
     run(tmp_path, model)
     assert report(model).density <= 0.3
+
+
+@pytest.mark.parametrize("kind", [Own, Decodes, Echoes])
+def test_a_wrong_shrink_is_found_whatever_the_model_returns(kind, monkeypatch, tmp_path):
+    real = shrinking._fill
+
+    def wrong(new, *args):
+        real(new, *args)
+        new.get_parameter("bias").data[0] += 1.0
+
+    monkeypatch.setattr(shrinking, "_fill", wrong)
+    with pytest.raises(ShrinkError, match="shrunk outputs differ"):
+        run(tmp_path, kind())
 
 
 def test_a_forward_put_onto_the_model_is_the_one_that_is_compared(tmp_path):

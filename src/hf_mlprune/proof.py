@@ -81,13 +81,8 @@ def compare(
     """Compare outputs one by one.
 
     Raises:
-        ValueError: there is nothing to compare, or the outputs are not of the same names and shapes.
+        ValueError: the outputs are not of the same names and shapes.
     """
-    if not before:
-        raise ValueError(
-            "expected tensors in what the model returns, as a tensor or in a mapping, sequence, dataclass or "
-            "object with attributes, got none: without them the pruned model cannot be proved right"
-        )
     described = [[(name, tuple(tensor.shape)) for name, tensor in found] for found in (before, after)]
     pairs = list(zip(before, after, strict=False))
     # Of attention weights in a tuple, which has no names, fewer heads are left.
@@ -98,9 +93,7 @@ def compare(
         raise ValueError(f"expected the outputs {described[0]} again, got {described[1]}")
     difference, largest, worst = 0.0, 0.0, ""
     for (name, a), (_, b) in pairs:
-        if a.shape != b.shape:
-            continue
-        if not a.numel():
+        if a.shape != b.shape or not a.numel():
             continue
         apart = float(torch.where(a == b, 0.0, (a - b).abs()).max())
         if apart > difference or apart != apart:

@@ -45,7 +45,8 @@ class ShrinkReport:
 
     Attributes:
         structure: what is left.
-        max_difference: largest absolute difference between outputs of masked and shrunk model.
+        max_difference: largest absolute difference between outputs of masked and shrunk model; of their
+            encoders, if the models return nothing to compare.
         max_output: largest absolute output.
         tolerance: difference that was allowed.
         dtype: what both models were computed in, ``"float32"`` or ``"float64"``.
@@ -69,8 +70,8 @@ def shrink(model: nn.Module, batches: Sequence[Batch | Call] = ()) -> ShrinkRepo
 
     Args:
         model: a model with masks.
-        batches: model inputs to compare masked and shrunk model on: keyword arguments, or whole calls. If
-            there are none, random tokens for a stock class, and for the encoder of any other.
+        batches: model inputs to compare masked and shrunk model on: keyword arguments, or whole calls.
+            Without any, random tokens for a stock class. The encoder is always compared on random tokens.
 
     Returns:
         What is left, and how equal the two models are.
@@ -172,18 +173,13 @@ class _UnequalError(Exception):
 def _shrink_and_prove(
     model: nn.Module, state: PruningState, calls: Sequence[Call], dtype: torch.dtype
 ) -> ShrinkReport:
-    parts = anatomy(model)
-    compared: nn.Module = model
-    inputs = list(calls)
-    if not inputs:
+    parts, real = anatomy(model), len(calls)
+    if not calls and kinds_of(model) is not None:
         # How a class of the user's own is called is not known.
-        compared = model if kinds_of(model) else parts.encoder
-        inputs = [Call((), dict(random_batch(model, 2, 32, choices=compared is model)))]
-    before = outputs(compared, inputs, dtype)
-    if not before:
-        # What the model returns in evaluation (tags, text) cannot be compared but by its encoder's outputs.
-        compared, inputs = parts.encoder, [Call((), dict(random_batch(model, 2, 32, choices=False)))]
-        before = outputs(compared, inputs, dtype)
+        calls = [Call((), dict(random_batch(model, 2, 32)))]
+    # Always the encoder, too: a model may return tags, text, or what does not come from its encoder.
+    compared = [(model, calls), (parts.encoder, [Call((), dict(random_batch(model, 2, 32, choices=False)))])]
+    before = [outputs(module, made, dtype) for module, made in compared]
     # New layers draw their first weights.
     with fixed_random_state(parts.encoder.device):
         swaps, structure = _plan(parts, state)
@@ -195,20 +191,21 @@ def _shrink_and_prove(
             set_heads(part.module, kept, parts.sizes, parts.paths)
             fuse_activation(part.module, parts.paths)
         _become_pruned(model, parts, structure)
-        after = outputs(compared, inputs, dtype)
+        after = [outputs(module, made, dtype) for module, made in compared]
         try:
-            found = compare(before, after, dtype)
+            found = [compare(a, b, dtype) for a, b in zip(before, after, strict=True) if a or b]
         except ValueError as error:
             raise ShrinkError(f"masked and shrunk model cannot be compared: {error}") from error
-        if not found.equal:
-            raise _UnequalError(found)
+        for comparison in found:
+            if not comparison.equal:
+                raise _UnequalError(comparison)
     return ShrinkReport(
         structure=structure,
-        max_difference=found.difference,
-        max_output=found.largest,
-        tolerance=found.tolerance,
+        max_difference=found[0].difference,
+        max_output=found[0].largest,
+        tolerance=found[0].tolerance,
         dtype=str(dtype).removeprefix("torch."),
-        real_batches=len(calls),
+        real_batches=real,
     )
 
 
