@@ -165,6 +165,10 @@ def make_trainer(
     )
 
 
+def distillation_losses(trainer):
+    return [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
+
+
 def run_forked(target, *arguments) -> int:
     """Exit code of a process of its own, which may kill itself."""
     process = FORKS.Process(target=target, args=arguments)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import BertForSequenceClassification, BertModel, Trainer
 from transformers.utils import ModelOutput
 
-from conftest import LABELS, make_dataset, make_model, training_arguments
+from conftest import LABELS, distillation_losses, make_dataset, make_model, training_arguments
 from hf_mlprune import PruningCallback, report, shrinking
 from hf_mlprune.shrinking import ShrinkError
 
@@ -176,10 +176,6 @@ def run(folder, model, teacher=None, *, collate=None, callbacks=(), data=None, t
     )
     done.train()
     return done
-
-
-def distillation_losses(trainer):
-    return [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
 
 
 @pytest.mark.parametrize("taught", [False, True])

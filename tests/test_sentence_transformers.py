@@ -35,7 +35,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from conftest import VOCABULARY, make_model
+from conftest import VOCABULARY, distillation_losses, make_model
 from hf_mlprune import PruningCallback, report
 
 WORDS = VOCABULARY - 5
@@ -125,9 +125,7 @@ def test_sentence_transformer(taught, tmp_path):
     teacher = sentence_transformer(tmp_path / "teacher", seed=3) if taught else None
     trainer = train_sentences(tmp_path / "run", model, PruningCallback(density=0.4, teacher=teacher))
     assert report(model).density <= 0.4
-    losses = [
-        entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry
-    ]
+    losses = distillation_losses(trainer)
     assert bool(losses) is taught
     assert all(loss > 0 for loss in losses)
     trainer.save_model(str(tmp_path / "final"))
@@ -216,9 +214,7 @@ def test_cross_encoder(taught, tmp_path):
         PruningCallback(density=0.4, teacher=teacher),
     )
     assert report(model).density <= 0.4
-    losses = [
-        entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry
-    ]
+    losses = distillation_losses(trainer)
     assert bool(losses) is taught
     assert all(loss > 0 for loss in losses)
     trainer.save_model(str(tmp_path / "final"))
@@ -249,9 +245,7 @@ def test_sparse_encoder(taught, tmp_path):
         PruningCallback(density=0.4, teacher=teacher),
     )
     assert report(model).density <= 0.4
-    losses = [
-        entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry
-    ]
+    losses = distillation_losses(trainer)
     assert bool(losses) is taught
     trainer.save_model(str(tmp_path / "final"))
     loaded = SparseEncoder(str(tmp_path / "final"), device="cpu")

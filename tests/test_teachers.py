@@ -12,12 +12,16 @@ from torch import nn
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 
-from conftest import LABELS, make_batch, make_dataset, make_model, make_trainer, training_arguments
+from conftest import (
+    LABELS,
+    distillation_losses,
+    make_batch,
+    make_dataset,
+    make_model,
+    make_trainer,
+    training_arguments,
+)
 from hf_mlprune import PruningCallback, report
-
-
-def distillation_losses(trainer):
-    return [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
 
 
 def dataset(labels=None):

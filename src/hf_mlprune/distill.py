@@ -81,9 +81,7 @@ def predictions(model: nn.Module, out: Any) -> dict[str, Tensor]:
     tensor with one entry per label of the model's config.
     """
     found = {
-        name: tensor
-        for name, tensor in named_tensors(out)
-        if tensor.is_floating_point() and tensor.dim() and name not in NO_PREDICTIONS
+        name: tensor for name, tensor in named_tensors(out) if tensor.is_floating_point() and tensor.dim()
     }
     if isinstance(out, (Tensor, tuple, list)) and not hasattr(out, "_fields"):
         found = dict(zip(_names(model, list(found.values())), found.values(), strict=False))
