@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from hf_mlprune.files import write_json
-from hf_mlprune.latency import device_name
+from hf_mlprune.reports.latency import device_name
 
 RESULTS = Path(__file__).with_name("results")
 

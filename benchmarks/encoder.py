@@ -16,16 +16,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
 
 import engines
 from common import RESULTS, write_result
-from hf_mlprune import PrunedBertConfig, kernels, report
-from hf_mlprune.anatomy import anatomy
-from hf_mlprune.modeling.bert import PrunedBertModel, bert_layer_sizes
+from hf_mlprune import kernels, report
+from hf_mlprune.families import FAMILIES, inspect_encoder, plain_config
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.modeling.pruned import separate_activation
-from hf_mlprune.modeling.structure import ROLES, LayerStructure, Structure, grid_shape
+from hf_mlprune.modeling.structure import LayerStructure, Structure, grid_shape
 from hf_mlprune.stages import ROW_GROUP
 from hf_mlprune.timing import interleave
 from kernel import random_matrix
@@ -35,6 +41,8 @@ MODELS = {
     "minilm-l6": BertConfig(
         hidden_size=384, num_attention_heads=12, num_hidden_layers=6, intermediate_size=1536
     ),
+    "roberta-base": RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
+    "modernbert-base": ModernBertConfig(),
 }
 #: Share of heads and FC1 rows, share of blocks of what is left; density 0.2 each.
 KINDS = {"heads and rows": (0.2, 1.0), "blocks": (1.0, 0.2), "both": (0.5, 0.4)}
@@ -45,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["bert-base", "minilm-l6"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument(
         "--inputs", nargs="+", default=["1x32", "1x128", "1x384", "32x32", "32x128", "32x384"]
@@ -58,28 +66,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pruned_model(config: BertConfig, kind: str) -> PrunedBertModel:
+def pruned_model(config: PreTrainedConfig, kind: str) -> PreTrainedModel:
     """A model with evenly spread heads and rows, and blocks at random places."""
     kept, block_share = KINDS[kind]
-    sizes = bert_layer_sizes(config)
-    full = LayerStructure.full(sizes)
+    family = next(family for family in FAMILIES if family.name == config.model_type)
+    dense = family.config.dense_layer(config)
+    full = LayerStructure.full(dense).kept
 
     def spread(indices: tuple[int, ...], group: int) -> tuple[int, ...]:
         count = max(1, round(kept * len(indices) / group)) * group
         return tuple(indices[i * len(indices) // count] for i in range(count))
 
-    heads, fc1 = spread(full.heads, 1), spread(full.fc1, ROW_GROUP)
-    layer = LayerStructure(heads, full.attention_output, fc1, full.fc2, blocks={})
+    kept_units = {**full, "heads": spread(full["heads"], 1), "fc1": spread(full["fc1"], ROW_GROUP)}
+    layer = LayerStructure(kept_units, blocks={})
     if block_share < 1:
-        grids = {role: grid_shape(layer.linear_shape(role, sizes), BLOCK_SHAPE) for role in ROLES}
-        counts = {role: round(block_share * rows * columns) for role, (rows, columns) in grids.items()}
+        grids = {name: grid_shape(layer.shape(name, dense), BLOCK_SHAPE) for name in dense.layout.matrices}
+        counts = {name: round(block_share * rows * columns) for name, (rows, columns) in grids.items()}
         layer = dataclasses.replace(layer, blocks=counts)
     structure = Structure((layer,) * config.num_hidden_layers, BLOCK_SHAPE if layer.blocks else None)
-    model = PrunedBertModel(PrunedBertConfig(**{**config.to_dict(), "structure": structure.to_dict()}))
+    data = {**plain_config(config), "structure": structure.to_dict()}
+    model = family.heads[0].pruned(family.config.from_dict(data))
     for linear in model.modules():
         if isinstance(linear, BlockSparseLinear):
-            dense = torch.randn(linear.out_features, linear.in_features) * 0.02
-            linear.set_matrix(random_matrix(dense, block_share, BLOCK_SHAPE))
+            weight = torch.randn(linear.out_features, linear.in_features) * 0.02
+            linear.set_matrix(random_matrix(weight, block_share, BLOCK_SHAPE))
     return model.eval()
 
 
@@ -102,12 +112,13 @@ class Constant(nn.Module):
 def without_linears(model: PreTrainedModel) -> PreTrainedModel:
     """A copy whose encoder linears cost nothing."""
     model = copy.deepcopy(model)
-    parts = anatomy(model)
-    for part in parts.layers:
-        separate_activation(part.module, parts.paths)
-        for role, linear in part.linears.items():
+    encoder = inspect_encoder(model)
+    layout = encoder.dense.layout
+    for layer in encoder.layers:
+        separate_activation(layer.module, layout)
+        for name, linear in layer.linears.items():
             features = getattr(linear, "scatter_size", None) or linear.out_features
-            part.module.set_submodule(getattr(parts.paths, role), Constant(features))
+            layer.module.set_submodule(layout.matrices[name].path, Constant(features))
     return model
 
 
@@ -126,7 +137,7 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace) -> lis
     config = copy.deepcopy(MODELS[name])
     if batch > 1:
         config.num_hidden_layers = min(config.num_hidden_layers, args.layers)
-    dense = BertModel(config).eval()
+    dense = AutoModel.from_config(config).eval()
     tokens = torch.randint(0, config.vocab_size, (batch, length))
     models: dict[str, nn.Module] = {"dense": dense, "dense without linears": without_linears(dense)}
     density = {}

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from common import write_result
-from hf_mlprune import PrunedBertConfig, report
-from hf_mlprune.anatomy import anatomy
-from hf_mlprune.modeling.bert import PrunedBertModel, bert_layer_sizes
+from hf_mlprune import report
+from hf_mlprune.families import inspect_encoder
+from hf_mlprune.modeling.bert import PrunedBertConfig, PrunedBertModel
 from hf_mlprune.modeling.structure import LayerStructure, Structure
 from hf_mlprune.timing import interleave
 
@@ -36,15 +36,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def half_structure(config: BertConfig) -> Structure:
     """Every second head and FC1 row of each layer."""
-    sizes = bert_layer_sizes(config)
-    full = LayerStructure.full(sizes)
-    layer = LayerStructure(full.heads[::2], full.attention_output, full.fc1[::2], full.fc2, blocks={})
+    full = LayerStructure.full(PrunedBertConfig.dense_layer(config)).kept
+    layer = LayerStructure({**full, "heads": full["heads"][::2], "fc1": full["fc1"][::2]}, blocks={})
     return Structure((layer,) * config.num_hidden_layers, None)
 
 
 def linears_of(model: PreTrainedModel) -> list[nn.Linear]:
     """The linears of the encoder layers, in order."""
-    found = [linear for layer in anatomy(model).layers for linear in layer.linears.values()]
+    found = [linear for layer in inspect_encoder(model).layers for linear in layer.linears.values()]
     return [linear for linear in found if isinstance(linear, nn.Linear)]
 
 

@@ -22,10 +22,11 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from common import write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import current_run, measure_density, pruning_state
+from hf_mlprune.loop import current_run
 from hf_mlprune.schedule import Phase, make_schedule
-from hf_mlprune.session import Session
+from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave
+from hf_mlprune.trainer.session import Session
 
 STOCK = "stock"
 VARIANTS = [
@@ -178,7 +179,7 @@ def measure(args: argparse.Namespace, variant: str, megabytes: dict[str, float])
     timing = interleave([stock, masked], rounds=args.rounds)
     if masked.run.phase is not phase:
         raise SystemExit(f"expected every step in {phase.name}: {args.rounds} rounds ran past it; take fewer")
-    density = measure_density(masked.model)
+    density = pruning_state(masked.model).density()
     return {
         "preset": masked.preset,
         "phase": phase.name.lower(),

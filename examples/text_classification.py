@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from hf_mlprune import PruningCallback, report
-from hf_mlprune.latency import device_name
+from hf_mlprune.reports.latency import device_name
 from hf_mlprune.timing import interleave
 from wheel_assets import bbc_news, minilm_folder
 

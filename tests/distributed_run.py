@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from conftest import make_dataset, make_model, training_arguments
 from hf_mlprune import PruningCallback
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import pruning_state
+from hf_mlprune.state import pruning_state
 
 WROTE: list[str] = []
 

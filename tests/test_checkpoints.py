@@ -213,7 +213,7 @@ def test_mid_training_checkpoints_load_as_prunable_models(tmp_path):
     )
     seen = {}
 
-    class Remember(hf_mlprune.callback.TrainerCallback):
+    class Remember(hf_mlprune.trainer.callback.TrainerCallback):
         def on_save(self, args, state, control, *, model, **kwargs):
             training = model.training
             seen[state.global_step] = model.eval()(**make_batch()).logits.detach()
@@ -388,9 +388,9 @@ def test_a_field_of_the_users_config_named_like_a_setting_stays_a_field(tmp_path
     assert model.config.pruning == PruningConfig.create(0.5).to_dict()
     model.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
-    assert (loaded.exclude, loaded.method, loaded.pruning["method"]) == (["a"], "mine", "ranking")
-    changed = PrunableBertConfig.from_pretrained(tmp_path, density=0.3, method="thresholds")
-    assert (changed.method, changed.pruning["method"]) == ("mine", "thresholds")
+    assert (loaded.exclude, loaded.method, loaded.pruning["method"]) == (["a"], "mine", "fisher")
+    changed = PrunableBertConfig.from_pretrained(tmp_path, density=0.3, method="mlpruning")
+    assert (changed.method, changed.pruning["method"]) == ("mine", "mlpruning")
 
 
 def test_what_others_make_of_a_checkpoint_in_the_middle(tmp_path, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -64,18 +65,17 @@ def test_every_formula_stands_where_the_method_page_says():
 def test_the_architecture_page_names_every_file_and_no_other():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     house = page.split("```")[1]
-    named = set(re.findall(r"^  +([\w/]+(?:\.py|/))", house, re.MULTILINE)) - {
-        "methods/",
-        "modeling/",
-        "kernels/",
-        "native/",
-    }
-    there = {
-        path.name
-        for folder in (SOURCES, SOURCES / "modeling", SOURCES / "kernels")
-        for path in folder.glob("*.py")
-    }
-    assert named == there - {"__init__.py"}
+    named, folder = set(), ""
+    for line in house.splitlines()[2:]:
+        indent = len(line) - len(line.lstrip())
+        # What stands before the first word that is no file.
+        for name in itertools.takewhile(re.compile(r"\w+(\.py|/)$").match, line.split()):
+            if name.endswith("/"):
+                folder = name if indent == 2 else folder
+            elif indent <= 4:
+                named.add((folder if indent == 4 else "") + name)
+    there = {path.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("*.py")}
+    assert named == {name for name in there if not name.endswith("__init__.py")}
 
 
 def test_public_names_are_documented():

@@ -22,12 +22,12 @@ from hf_mlprune import (
     shrink,
     start,
 )
-from hf_mlprune.attaching import kinds_of
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import is_attached, measure_density, pruning_state
+from hf_mlprune.families import head_of
 from hf_mlprune.masked import MaskedLinear
+from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
-from hf_mlprune.stages import SITES
+from hf_mlprune.state import is_attached, pruning_state
 
 
 @st.composite
@@ -65,7 +65,7 @@ def test_masked_equals_shrunk_equals_reloaded_in_float64(shape, block_shape, pre
     )
     attach(model, config)
     random_masks(model, torch.Generator().manual_seed(seed))
-    density = measure_density(model)
+    density = pruning_state(model).density()
     masked = clone(model)
     batch = make_batch()
     result = shrink(model, [{k: v for k, v in batch.items() if k != "labels"}])
@@ -92,7 +92,7 @@ def test_every_head_prunes_shrinks_and_loads_through_its_auto_class(head, preset
 
     auto = getattr(transformers, HEADS[head].__name__.replace("Bert", "AutoModel", 1), AutoModel)
     loaded = auto.from_pretrained(tmp_path)
-    assert type(loaded) is type(model) is kinds_of(model).pruned
+    assert type(loaded) is type(model) is head_of(model).pruned
     assert_same_outputs(masked, loaded, batch)
 
 
@@ -105,7 +105,7 @@ def test_each_level_alone_and_together_lands_on_its_target(levels):
     density = 0.75 if levels == ("heads",) else 0.6
     shape = {"block_shape": (4, 4)} if "blocks" in levels else {}
     prune(model, PruningConfig.create(density, levels=levels, **shape))
-    reached = measure_density(model)
+    reached = pruning_state(model).density()
     # Within one unit: a head is 7 % of this model's weights.
     unit = 4 * 8 * 32 / (2 * (4 * 32 * 32 + 2 * 32 * 48)) if levels == ("heads",) else 0.02
     assert density - unit < reached <= density
@@ -155,14 +155,14 @@ def test_attach_keeps_parameters_and_names():
 def test_excluded_layers_are_left_alone_and_not_counted():
     model = make_model(num_hidden_layers=3)
     prune(model, PruningConfig.create(0.4, exclude=(1,), levels=LEVELS, block_shape=(4, 4)))
-    assert 0.36 <= measure_density(model) <= 0.4
+    assert 0.36 <= pruning_state(model).density() <= 0.4
     shrink(model)
     layers = report(model).layers
     assert layers[1].weights[0] == layers[1].weights[1]
     assert layers[0].weights[0] < layers[0].weights[1]
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", GROUPS)
 def test_removed_units_take_their_bias_with_them(site):
     model = make_model()
     config = PruningConfig.create(0.5, "paper")
@@ -191,13 +191,13 @@ def test_a_pruned_model_can_be_pruned_further(tmp_path):
     loaded = type(model).from_pretrained(tmp_path / "first")
     assert_same_outputs(model, loaded, make_batch())
     prune(loaded, PruningConfig.create(0.3, levels=LEVELS, block_shape=(4, 4)))
-    assert 0.27 <= measure_density(loaded) <= 0.3
+    assert 0.27 <= pruning_state(loaded).density() <= 0.3
     masked = clone(loaded)
     shrink(loaded)
     loaded.save_pretrained(tmp_path / "second")
     again = type(loaded).from_pretrained(tmp_path / "second")
     assert_same_outputs(masked, again, make_batch())
-    assert report(again).density == pytest.approx(measure_density(masked))
+    assert report(again).density == pytest.approx(pruning_state(masked).density())
 
 
 def test_half_precision_models_are_proved_in_float32(tmp_path):
@@ -254,7 +254,7 @@ def test_start_begins_anew():
             collect(model)
             advance(model, step)
         start(model, 20)
-        assert measure_density(model) == 1.0
+        assert pruning_state(model).density() == 1.0
         for step in range(1, 21):
             model(**make_batch(seed=step)).loss.backward()
             collect(model)

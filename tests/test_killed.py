@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from conftest import make_model, make_trainer, run_forked
 from hf_mlprune import PruningCallback, last_complete_checkpoint
 from hf_mlprune.config import LEVELS
-from hf_mlprune.resuming import missing_parts
+from hf_mlprune.trainer.resuming import missing_parts
 
 
 class KillAtFile:

@@ -11,8 +11,8 @@ from onnx.reference import ReferenceEvaluator
 from conftest import make_batch, make_model, prune
 from hf_mlprune import PruningConfig, shrink
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import pruning_state
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
+from hf_mlprune.state import pruning_state
 
 ROWS = ("attention_output", "fc1", "fc2")
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import loss_of, make_batch, make_model
 from hf_mlprune import PruningConfig, advance, attach, collect, start
-from hf_mlprune.budget import layer_weights
-from hf_mlprune.loop import current_run, masked_linears, measure_density, pruning_state
+from hf_mlprune.loop import current_run
 from hf_mlprune.methods import LearnedThresholds
 from hf_mlprune.methods.mlpruning import (
     adaptive_lambda,
@@ -23,7 +22,10 @@ from hf_mlprune.methods.mlpruning import (
     score_learning_rate,
     top_k,
 )
+from hf_mlprune.modeling.bert import LAYOUT
+from hf_mlprune.modeling.layout import GROUPS, DenseLayer, LayerSizes
 from hf_mlprune.stages import BlockStage, StructuredStage
+from hf_mlprune.state import pruning_state
 
 
 def paper(density=0.2, **settings) -> PruningConfig:
@@ -93,19 +95,24 @@ def test_bert_base_ratio_is_the_reference_formula_over_144():
     assert float(stage.ratio(floors)) == pytest.approx(12 * one / 144, rel=1e-12)
 
 
-@given(st.lists(st.integers(0, 12), min_size=5, max_size=5))
-def test_layer_weights_are_those_of_the_matrices(widths):
-    columns, attention, output_rows, fc1, fc2 = widths
+@given(st.lists(st.integers(0, 12), min_size=6, max_size=6))
+def test_layer_weights_are_those_of_the_matrices(numbers):
+    columns, head_size, heads, output_rows, fc1, fc2 = numbers
+    dense = DenseLayer(LAYOUT, LayerSizes(columns, heads, head_size, fc1))
+    widths = dict(zip(GROUPS, (heads, output_rows, fc1, fc2), strict=True))
+    attention = heads * head_size
     matrices = [(attention, columns)] * 3 + [(output_rows, attention), (fc1, columns), (fc2, fc1)]
-    assert layer_weights(columns, attention, output_rows, fc1, fc2) == sum(
-        torch.ones(shape).sum() for shape in matrices
-    )
+    assert dense.weights(widths) == sum(torch.ones(shape).sum() for shape in matrices)
+    assert [dense.shape(name, widths) for name in LAYOUT.matrices] == matrices
+    for group in GROUPS:
+        fewer = {**widths, group: widths[group] - 1}
+        assert dense.unit_weights(group, widths) == dense.weights(widths) - dense.weights(fewer)
 
 
 def masked_weight_count(model) -> int:
     """Weights that a unit input can reach through the masked linears, counted one by one."""
     kept = 0
-    for linear in masked_linears(model):
+    for linear in pruning_state(model).linears:
         rows, columns = linear.masks.rows, linear.masks.columns
         alive = torch.ones_like(linear.weight)
         if rows:
@@ -127,12 +134,12 @@ def test_density_counts_single_weights(seed, block_shape):
     generator = torch.Generator().manual_seed(seed)
     for gate in pruning_state(model).all_gates():
         gate.set_keep(torch.rand(gate.units, generator=generator) < 0.6)
-    total = sum(linear.weight.numel() for linear in masked_linears(model))
-    assert measure_density(model) == pytest.approx(masked_weight_count(model) / total, abs=1e-12)
+    total = sum(linear.weight.numel() for linear in pruning_state(model).linears)
+    assert pruning_state(model).density() == pytest.approx(masked_weight_count(model) / total, abs=1e-12)
     if model.config.pruning["levels"] == ["heads", "rows", "blocks"]:
-        pairs = [(linear.masks.blocks, linear) for linear in masked_linears(model)]
+        pairs = [(linear.masks.blocks, linear) for linear in pruning_state(model).linears]
         stage = BlockStage(pruning_state(model), pairs)
-        assert stage.density() == pytest.approx(measure_density(model), abs=1e-12)
+        assert stage.density() == pytest.approx(pruning_state(model).density(), abs=1e-12)
 
 
 def one_step(model, batch):
@@ -149,7 +156,7 @@ def test_straight_through_gradients_by_hand():
     start(model, 40)
     gate = pruning_state(model).gates(0)["fc1"]
     one_step(model, make_batch())
-    linear = next(m for m in masked_linears(model) if m.masks.rows and m.masks.rows.gate is gate)
+    linear = next(m for m in pruning_state(model).linears if m.masks.rows and m.masks.rows.gate is gate)
     by_hand = (linear.weight.grad * linear.weight).sum(1) + linear.bias.grad * linear.bias
     torch.testing.assert_close(gate.mask.grad, by_hand.detach())
 
@@ -163,7 +170,7 @@ def test_removed_units_get_gradients_too():
     one_step(model, make_batch())
     assert bool((gate.mask.grad[24:] != 0).any())
     # The weights of a removed row are not trained.
-    linear = next(m for m in masked_linears(model) if m.masks.rows and m.masks.rows.gate is gate)
+    linear = next(m for m in pruning_state(model).linears if m.masks.rows and m.masks.rows.gate is gate)
     assert float(linear.weight.grad[24:].abs().max()) == 0
 
 
@@ -189,7 +196,7 @@ def test_one_threshold_step_is_adam_on_the_hand_computed_gradient():
         assert float(gate.get_buffer("threshold")) == pytest.approx(expected, abs=1e-5)
         moved = -rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(gate.scores, moved, atol=1e-5, rtol=1e-3)
-    assert current_run(state).press.lambda_ == pytest.approx(weight)
+    assert current_run(state).pressure.lambda_ == pytest.approx(weight)
 
 
 def test_step_size_is_the_papers_at_its_step_count_and_paces_the_travel():
@@ -217,9 +224,9 @@ def test_block_ratio_counts_real_weights_of_shrunk_matrices():
         for name in ("heads", "attention_output", "fc1", "fc2"):
             gate = state.gates(index)[name]
             gate.set_keep(torch.arange(gate.units) % 3 != 0)
-    pairs = [(linear.masks.blocks, linear) for linear in masked_linears(model)]
+    pairs = [(linear.masks.blocks, linear) for linear in pruning_state(model).linears]
     stage = BlockStage(state, pairs)
-    shapes = [linear.kept_shape() for linear in masked_linears(model)]
+    shapes = [linear.kept_shape() for linear in pruning_state(model).linears]
     sizes = [rows * columns for rows, columns in shapes]
     ratios = [torch.tensor(i / 20) for i in range(len(sizes))]
     expected = sum(i / 20 * n for i, n in enumerate(sizes)) / sum(sizes)
@@ -242,8 +249,8 @@ def test_whole_run_lands_within_one_block_of_the_target():
         optimizer.step()
         optimizer.zero_grad()
         advance(model, step)
-        seen.append(measure_density(model))
-    total = sum(linear.weight.numel() for linear in masked_linears(model))
+        seen.append(pruning_state(model).density())
+    total = sum(linear.weight.numel() for linear in pruning_state(model).linears)
     assert 0.2 - 16 / total <= seen[-1] <= 0.2
     structured_end = current_run(pruning_state(model)).schedule.structured_end
     # A head is four times 16 x 64 weights.

@@ -21,10 +21,10 @@ from hf_mlprune import (
     shrink,
     start,
 )
-from hf_mlprune.checks import check_arguments
 from hf_mlprune.config import LEVELS
+from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
-from hf_mlprune.stages import SITES
+from hf_mlprune.trainer.checks import check_arguments
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_density_that_cannot_be_reached():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"row_sites": SITES[1:]}, {"preset": "paper", "attention_weight": 0.0}]
+    "settings", [{}, {"row_sites": GROUPS[1:]}, {"preset": "paper", "attention_weight": 0.0}]
 )
 def test_a_pruned_model_is_only_trained_at_the_density_that_it_has(settings, tmp_path):
     """It is a little below what was asked for, by less than a unit."""

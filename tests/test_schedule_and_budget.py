@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from conftest import make_model
 from hf_mlprune import PruningConfig, attach
-from hf_mlprune.budget import block_weights
+from hf_mlprune.budgets.weights import block_weights
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import masked_linears, measure_density, pruning_state
-from hf_mlprune.methods import ImportanceRanking
-from hf_mlprune.methods.base import Moment
+from hf_mlprune.methods import FisherRanking
+from hf_mlprune.methods.base import Progress
 from hf_mlprune.modeling.structure import grid_shape
 from hf_mlprune.schedule import Phase, cubic_target, make_schedule
 from hf_mlprune.stages import BlockStage, StructuredStage
+from hf_mlprune.state import pruning_state
 
 levels = st.sets(st.sampled_from(LEVELS), min_size=1).map(tuple)
 
@@ -102,7 +102,7 @@ def test_rows_of_large_sites_are_kept_in_groups_of_16_by_priority(seed, density)
 def test_block_budget_is_met_within_the_smallest_block(seed, density):
     model = make_model(intermediate_size=45)
     attach(model, PruningConfig.create(0.5, levels=("blocks",), block_shape=(7, 5)))
-    pairs = [(linear.masks.blocks, linear) for linear in masked_linears(model)]
+    pairs = [(linear.masks.blocks, linear) for linear in pruning_state(model).linears]
     stage = BlockStage(pruning_state(model), pairs)
     generator = torch.Generator().manual_seed(seed)
     priorities = [torch.rand(live, generator=generator) for live in stage.live]
@@ -113,7 +113,7 @@ def test_block_budget_is_met_within_the_smallest_block(seed, density):
     removed = torch.cat([costs[~keep] for costs, keep in zip(stage.costs, masks, strict=True)])
     assert left >= 0
     assert len(removed) == 0 or left < float(removed.min()) + 1
-    assert measure_density(model) == stage.density()
+    assert pruning_state(model).density() == stage.density()
 
 
 def test_higher_priority_is_kept_first_and_equal_ones_by_index():
@@ -133,10 +133,10 @@ def test_ranking_is_importance_per_weight():
     model = make_model()
     attach(model, config)
     stage = StructuredStage(pruning_state(model))
-    method = ImportanceRanking(config)
+    method = FisherRanking(config)
     plan = make_schedule(config, 100)
     gradients = [torch.full((live,), 2.0) for live in stage.live]
-    method.learn(stage, gradients, 0.5, Moment(0, Phase.WARMUP, plan))
+    method.learn(stage, gradients, 0.5, Progress(0, Phase.WARMUP, plan))
     # (1 - 0.98) · 2² over 4·8·32 weights of a head, 2·32 of an FC1 row.
     for (_, site), priority in zip(stage.places, method.priorities(stage), strict=True):
         freed = 4 * 8 * 32 if site == "heads" else 2 * 32

@@ -22,12 +22,12 @@ from hf_mlprune import (
     shrink,
 )
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import measure_density, pruning_state
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
+from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.modeling.pruned import FINGERPRINT
 from hf_mlprune.modeling.standins import RowScatter
-from hf_mlprune.stages import SITES
+from hf_mlprune.state import pruning_state
 
 ROWS = ("attention_output", "fc1", "fc2")
 
@@ -45,7 +45,13 @@ def pruned(*empty, levels=("heads", "rows"), **changes):
     return masked, model
 
 
-EMPTY = [*((site,) for site in SITES), SITES, ("heads", "fc1"), ("heads", "fc2"), ("fc1", "attention_output")]
+EMPTY = [
+    *((site,) for site in GROUPS),
+    GROUPS,
+    ("heads", "fc1"),
+    ("heads", "fc2"),
+    ("fc1", "attention_output"),
+]
 
 
 def assert_honest(model) -> None:
@@ -75,7 +81,7 @@ def test_linears_are_what_they_say_and_none_is_empty(empty, tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert_same_outputs(model, loaded, make_batch(), 0.0)
     assert_honest(loaded)
-    assert report(loaded).density == pytest.approx(measure_density(masked))
+    assert report(loaded).density == pytest.approx(pruning_state(masked).density())
     dense = sum(parameter.numel() for parameter in make_model().parameters())
     assert report(model).parameters == (sum(p.numel() for p in loaded.parameters()), dense)
     loaded.train()(**make_batch()).loss.backward()

@@ -22,9 +22,9 @@ from conftest import (
 )
 from hf_mlprune import PruningCallback, PruningConfig, attach, report, shrink
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import pruning_state
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.schedule import Phase, make_schedule
+from hf_mlprune.state import pruning_state
 
 FIGURES = {"density", "density_target", "lambda", "penalty", "pruning_phase"}
 

@@ -23,9 +23,9 @@ from conftest import (
 )
 from hf_mlprune import PruningCallback, PruningConfig, attach, report
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import pruning_state
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
-from hf_mlprune.session import SMOOTHED_OVER_ITEMS
+from hf_mlprune.state import pruning_state
+from hf_mlprune.trainer.session import SMOOTHED_OVER_ITEMS
 
 #: Its name before and since it changed within transformers 5.
 CHECKPOINTING = next(

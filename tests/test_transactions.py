@@ -26,9 +26,9 @@ from conftest import (
 )
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import is_attached
-from hf_mlprune.session import PRUNED, UNSHRUNK
 from hf_mlprune.shrinking import ShrinkError, rehearse, shrunk_copy
+from hf_mlprune.state import is_attached
+from hf_mlprune.trainer.session import PRUNED, UNSHRUNK
 
 ALL = PruningConfig.create(0.4, levels=LEVELS, block_shape=(8, 4), minimum_units=0)
 
@@ -106,9 +106,9 @@ def test_a_shrink_that_is_wrong_only_after_its_last_edit_is_noticed_and_undone(m
     before = snapshot(model)
     real = shrinking.fuse_activation
 
-    def wrong(layer, paths):
-        real(layer, paths)
-        layer.get_submodule(paths.fc2).get_parameter("bias").data[0] += 1.0
+    def wrong(layer, layout):
+        real(layer, layout)
+        layer.get_submodule(layout.matrices["fc2"].path).get_parameter("bias").data[0] += 1.0
 
     monkeypatch.setattr(shrinking, "fuse_activation", wrong)
     with pytest.raises(ShrinkError, match="nothing was removed"):

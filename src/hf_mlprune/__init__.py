@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    BertTokenizer,
-)
+from typing import Any
+
+import transformers
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from . import kernels
-from .attaching import KINDS, attach
-from .callback import PruningCallback
+from .attaching import attach
 from .config import PruningConfig
+from .families import FAMILIES
 from .loop import advance, collect, start
-from .modeling.bert import PrunedBertConfig
-from .prunable import (
-    PrunableBertConfig,
-    PrunableBertForMaskedLM,
-    PrunableBertForMultipleChoice,
-    PrunableBertForQuestionAnswering,
-    PrunableBertForSequenceClassification,
-    PrunableBertForTokenClassification,
-    PrunableBertModel,
-)
-from .reporting import Report, report
-from .resuming import last_complete_checkpoint
+from .prunable import CLASSES, CONFIGS, prunable_class
+from .reports.report import Report, report
 from .shrinking import shrink
+from .trainer.callback import PruningCallback
+from .trainer.resuming import last_complete_checkpoint
 
 __version__ = "0.1.0"
 
+# One config class, and one class for each head, of every family: PrunableBertConfig, PrunableBertModel, ...
+_PRUNABLE: dict[str, Any] = {config.__name__: config for config in CONFIGS.values()} | CLASSES
+
 __all__ = [
-    "PrunableBertConfig",
-    "PrunableBertForMaskedLM",
-    "PrunableBertForMultipleChoice",
-    "PrunableBertForQuestionAnswering",
-    "PrunableBertForSequenceClassification",
-    "PrunableBertForTokenClassification",
-    "PrunableBertModel",
     "PruningCallback",
     "PruningConfig",
     "Report",
@@ -54,24 +35,26 @@ __all__ = [
     "report",
     "shrink",
     "start",
+    *_PRUNABLE,
 ]
 
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _PRUNABLE[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
 # So that the Auto classes and `pipeline` load our checkpoints once this package is imported.
-AutoConfig.register("prunable_bert", PrunableBertConfig)
-AutoConfig.register("pruned_bert", PrunedBertConfig)
-AutoTokenizer.register(PrunableBertConfig, BertTokenizer)
-AutoTokenizer.register(PrunedBertConfig, BertTokenizer)
-for _auto, _kinds in zip(
-    (
-        AutoModel,
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-        AutoModelForQuestionAnswering,
-        AutoModelForMaskedLM,
-        AutoModelForMultipleChoice,
-    ),
-    KINDS,
-    strict=True,
-):
-    _auto.register(PrunableBertConfig, _kinds.prunable)
-    _auto.register(PrunedBertConfig, _kinds.pruned)
+for _family in FAMILIES:
+    for _config in (CONFIGS[_family.name], _family.config):
+        transformers.AutoConfig.register(_config.model_type, _config)
+        # What their folders are read with besides: as for the stock model of the family.
+        _tokenizer = TOKENIZER_MAPPING.get(_family.stock_config, None)
+        if _tokenizer is not None:
+            transformers.AutoTokenizer.register(_config, _tokenizer)
+    for _head in _family.heads:
+        _auto = getattr(transformers, _head.auto)
+        _auto.register(CONFIGS[_family.name], prunable_class(_head))
+        _auto.register(_family.config, _head.pruned)

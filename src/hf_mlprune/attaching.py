@@ -1,84 +1,24 @@
-"""attach: make any stock BERT prunable, in place."""
+"""attach: make any model of a known family prunable, in place."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from .anatomy import Anatomy, anatomy, find_encoder
 from .config import PruningConfig
 from .editing import edited
-from .masked import PruningState
-from .modeling import bert as pruned
+from .families import Encoder, head_of, inspect_encoder, plain_config
 from .modeling.checkpoint import keep_present_names
+from .modeling.family import Head
+from .modeling.pretrained import become
 from .modeling.pruned import set_fingerprint
-from .prunable import (
-    PrunableBertConfig,
-    PrunableBertForMaskedLM,
-    PrunableBertForMultipleChoice,
-    PrunableBertForQuestionAnswering,
-    PrunableBertForSequenceClassification,
-    PrunableBertForTokenClassification,
-    PrunableBertModel,
-    new_masks,
-    without_blocks,
-)
+from .prunable import CONFIGS, PrunableConfigMixin, new_masks, prunable_class, without_blocks
+from .state import PruningState, is_attached
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kinds:
-    """The three classes of one task head."""
-
-    stock: type[PreTrainedModel]
-    prunable: type[PreTrainedModel]
-    pruned: type[PreTrainedModel]
-
-
-KINDS = (
-    Kinds(BertModel, PrunableBertModel, pruned.PrunedBertModel),
-    Kinds(
-        BertForSequenceClassification,
-        PrunableBertForSequenceClassification,
-        pruned.PrunedBertForSequenceClassification,
-    ),
-    Kinds(
-        BertForTokenClassification,
-        PrunableBertForTokenClassification,
-        pruned.PrunedBertForTokenClassification,
-    ),
-    Kinds(BertForQuestionAnswering, PrunableBertForQuestionAnswering, pruned.PrunedBertForQuestionAnswering),
-    Kinds(BertForMaskedLM, PrunableBertForMaskedLM, pruned.PrunedBertForMaskedLM),
-    Kinds(BertForMultipleChoice, PrunableBertForMultipleChoice, pruned.PrunedBertForMultipleChoice),
-)
-
-
-def kinds_of(model: nn.Module) -> Kinds | None:
-    """The classes of a model's task head; ``None`` for a class of the user's own."""
-    for kinds in KINDS:
-        if type(model) in (kinds.stock, kinds.prunable, kinds.pruned):
-            return kinds
-    return None
-
-
-def auto_class_name(kinds: Kinds) -> str:
-    """Name of the Auto class that loads models of these classes."""
-    return kinds.stock.__name__.replace("Bert", "Auto" if kinds.stock is BertModel else "AutoModel", 1)
 
 
 def attach(model: nn.Module, config: PruningConfig) -> PruningState:
@@ -97,22 +37,23 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
         The run's state, a submodule of the encoder.
 
     Raises:
-        TypeError: the model cannot be pruned (see :func:`~hf_mlprune.anatomy.anatomy`).
+        TypeError: the model cannot be pruned (see :func:`~hf_mlprune.families.inspect_encoder`).
         ValueError: masks are attached already, or a setting does not fit the model.
     """
-    if any(isinstance(module, PruningState) for module in model.modules()):
+    if is_attached(model):
         raise ValueError("the model has masks already: attach once per run")
-    _check_linears(anatomy(model))
+    encoder = inspect_encoder(model)
+    _check_linears(encoder)
     with edited(model):
-        state = new_masks(model, config)
-        encoder = find_encoder(model)[1]
-        old = encoder.config
-        new = PrunableBertConfig.from_dict({**plain_config(old), "pruning": config.to_dict()})
+        state = new_masks(encoder, config)
+        old = encoder.module.config
+        kind: Any = CONFIGS[encoder.family.name]
+        new = kind.from_dict({**plain_config(old), "pruning": config.to_dict()})
         new.structure = without_blocks(getattr(old, "structure", None))
         swap_class(model, old, new)
         keep_present_names(model)
-        set_fingerprint(encoder, None)
-    if kinds_of(model) is None and isinstance(model, PreTrainedModel):
+        set_fingerprint(encoder.module, None)
+    if head_of(model) is None and isinstance(model, PreTrainedModel):
         logger.warning(
             "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
             "trained and pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned "
@@ -123,26 +64,26 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
     return state
 
 
-def _check_linears(parts: Anatomy) -> None:
+def _check_linears(encoder: Encoder) -> None:
     """Refuse linears whose weight is computed anew at each call: a mask on it would be overwritten.
 
     Raises:
         TypeError: says how to make the weight a parameter again.
     """
-    for index, layer in enumerate(parts.layers):
-        for role, linear in layer.linears.items():
-            names = sorted(name for name, _ in linear.named_parameters())
-            if isinstance(linear, nn.Linear) and not {"weight"} <= set(names) <= {"weight", "bias"}:
+    for index, layer in enumerate(encoder.layers):
+        for name, linear in layer.linears.items():
+            found = sorted(parameter for parameter, _ in linear.named_parameters())
+            if isinstance(linear, nn.Linear) and not {"weight"} <= set(found) <= {"weight", "bias"}:
                 raise TypeError(
-                    f"layer {index}, {role}: expected a linear with the parameters weight and bias, got "
-                    f"{names}: its weight is reparametrized; make it permanent first, by "
+                    f"layer {index}, {name}: expected a linear with the parameters weight and bias, got "
+                    f"{found}: its weight is reparametrized; make it permanent first, by "
                     "torch.nn.utils.prune.remove(linear, 'weight'), "
                     "torch.nn.utils.remove_weight_norm(linear) "
                     "or torch.nn.utils.parametrize.remove_parametrizations(linear, 'weight')"
                 )
 
 
-def swap_class(model: nn.Module, old: BertConfig, new: BertConfig) -> None:
+def swap_class(model: nn.Module, old: Any, new: Any) -> None:
     """Give a model, in place, another config in all modules that share it, and their classes with it.
 
     A module of a known class that is or holds the encoder gets the class of its head that has this config;
@@ -154,20 +95,11 @@ def swap_class(model: nn.Module, old: BertConfig, new: BertConfig) -> None:
         if vars(module).get("config") is not old:
             continue
         module.config = new
-        kinds = kinds_of(module)
-        if kinds is not None:
-            model_class = next(
-                kind for kind in (kinds.stock, kinds.prunable, kinds.pruned) if kind.config_class is type(new)
-            )
-            # Building the class once lets transformers learn which outputs it can record.
-            with torch.device("meta"):
-                model_class(new)
-            module.__class__ = model_class
+        head = head_of(module)
+        if head is not None:
+            assert isinstance(module, PreTrainedModel)
+            become(module, _class_of(head, new), new)
 
 
-def plain_config(config: BertConfig) -> dict[str, Any]:
-    """The fields that a config shares with the stock one of its family."""
-    data: dict[str, Any] = config.to_dict()
-    for key in ("model_type", "auto_map", "structure", "pruning"):
-        data.pop(key, None)
-    return data
+def _class_of(head: Head, config: Any) -> type[PreTrainedModel]:
+    return prunable_class(head) if isinstance(config, PrunableConfigMixin) else head.pruned

@@ -11,14 +11,14 @@ from typing import Any
 
 LEVELS = ("heads", "rows", "blocks")
 ROW_SITES = ("attention_output", "fc1", "fc2")
-METHODS = ("ranking", "thresholds")
+METHODS = ("fisher", "mlpruning")
 BLOCK_TEACHERS = ("step1", "teacher")
 
 #: What a preset sets; a setting named by the user wins. The field defaults are the default preset.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "paper": {
-        "method": "thresholds",
+        "method": "mlpruning",
         "levels": LEVELS,
         "row_sites": ROW_SITES,
         "warmup_fraction": 0.0,
@@ -46,18 +46,18 @@ class PruningConfig:
         structured_density: density after heads and rows, from which blocks go on; ``None`` derives
             it (see :meth:`first_target`).
         minimum_units: units that every group keeps; 0 lets a layer lose all its heads or FFN rows.
-        method: ``"thresholds"`` (learned scores and top-k thresholds) or ``"ranking"`` (one ranking
-            of all units by importance per weight, on a schedule).
+        method: ``"mlpruning"`` (learned scores and top-k thresholds) or ``"fisher"`` (one ranking of
+            all units by Fisher importance per weight, on a schedule).
         warmup_fraction: share of the steps that train dense, before any pruning.
         structured_fraction: share of the steps in which heads and rows are pruned.
         block_fraction: share of the steps in which blocks are pruned. Masks are fixed after it.
         score_learning_rate: peak step size of scores and thresholds; ``None`` derives it from the
-            number of steps (method ``"thresholds"``).
+            number of steps (method ``"mlpruning"``).
         threshold_init: initial threshold θ; kept ratio ``sigmoid(θ / temperature)``.
         temperature: T of the kept ratio; 1 is the reference code's.
         lambda_max: λ_max of the adaptive regularizer.
         importance_decay: decay per step of the moving average of squared mask gradients, in
-            ``[0, 1)`` (method ``"ranking"``).
+            ``[0, 1)`` (method ``"fisher"``).
         task_weight: weight of the task loss when there is a teacher; the distillation losses have
             the rest.
         hidden_weight: weight of the hidden-state term within the distillation losses.
@@ -77,7 +77,7 @@ class PruningConfig:
     exclude: tuple[int, ...] = ()
     structured_density: float | None = None
     minimum_units: int = 1
-    method: str = "ranking"
+    method: str = "fisher"
     warmup_fraction: float = 0.05
     structured_fraction: float = 0.3
     block_fraction: float = 0.25
@@ -198,9 +198,9 @@ class PruningConfig:
         for needed, (is_met, names) in {
             "the level 'blocks'": (self.blocks, ("structured_density", "block_shape")),
             "the level 'rows'": ("rows" in self.levels, ("row_sites",)),
-            "the method 'ranking'": (self.method == "ranking", ("importance_decay",)),
-            "the method 'thresholds'": (
-                self.method == "thresholds",
+            "the method 'fisher'": (self.method == "fisher", ("importance_decay",)),
+            "the method 'mlpruning'": (
+                self.method == "mlpruning",
                 ("score_learning_rate", "threshold_init", "temperature", "lambda_max"),
             ),
         }.items():

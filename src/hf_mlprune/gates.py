@@ -20,7 +20,7 @@ class Gate(nn.Module):
 
     Attributes:
         keep: bool ``(units,)``; 1 = stays.
-        scores: fp32 ``(units,)``; how much a unit is worth. Meaning and scale are the method's.
+        scores: fp32 ``(units,)``; the importance of a unit. Meaning and scale are the method's.
         mask: leaf tensor equal to ``keep``, fp32 ``(units,)``; its gradient is dL/dM.
     """
 
@@ -94,16 +94,28 @@ def _check_units(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: st
 
 @dataclass(frozen=True)
 class GateOf:
-    """A gate seen from rows or columns of a matrix: each unit spans ``span`` of them."""
+    """A gate seen from rows or columns of a matrix.
+
+    Attributes:
+        gate: the units.
+        span: rows or columns that each of them owns, in each part.
+        masked: for each equal part of the matrix, whether the mask multiplies it.
+    """
 
     gate: Gate
     span: int
+    masked: tuple[bool, ...] = (True,)
 
     def keep(self) -> Tensor:
-        """bool, one entry per row or column."""
-        return self.gate.keep.repeat_interleave(self.span)
+        """bool, one entry per row or column of all parts."""
+        return self.gate.keep.repeat_interleave(self.span).repeat(len(self.masked))
 
     def current(self) -> Tensor | None:
-        """As :meth:`Gate.current`, one entry per row or column."""
-        mask = self.gate.current()
-        return None if mask is None else mask.repeat_interleave(self.span)
+        """As :meth:`Gate.current`, one entry per row or column; 1 in parts that are not multiplied."""
+        mask = self.gate.current() if any(self.masked) else None
+        if mask is None:
+            return None
+        mask = mask.repeat_interleave(self.span)
+        if all(self.masked):
+            return mask if len(self.masked) == 1 else mask.repeat(len(self.masked))
+        return torch.cat([mask if masked else torch.ones_like(mask) for masked in self.masked])

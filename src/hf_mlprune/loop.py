@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from .anatomy import find_encoder
 from .editing import edited
-from .masked import STATE_NAME, MaskedLinear, PruningState
 from .methods import Method, make_method
-from .methods.base import Moment, Press
+from .methods.base import Pressure, Progress
 from .schedule import Phase, Schedule, make_schedule
 from .stages import BlockStage, Stage, StructuredStage
+from .state import PruningState, pruning_state
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +34,12 @@ class Run:
 
     Attributes:
         schedule: phase boundaries.
-        method: how worth is learned.
+        method: how importance is learned.
         step: completed optimizer steps.
         phase: present phase.
         target: density at the end of the present stage.
         stage: gates that learn now, or ``None`` once all masks are final.
-        press: the method's last density target, λ and penalty.
+        pressure: the method's last density target, λ and penalty.
         density: present density.
         moved_at: last step at which the density changed.
         stall_reported: whether the user was told that it does not change.
@@ -52,43 +51,12 @@ class Run:
     phase: Phase
     target: float
     stage: Stage | None
-    press: Press
+    pressure: Pressure
     density: float
     moved_at: int
     step: int
     stall_reported: bool = False
     collected: bool = False
-
-
-def pruning_state(model: nn.Module) -> PruningState:
-    """The state of a model whose masks are learned.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    state = getattr(find_encoder(model)[1], STATE_NAME, None)
-    if not isinstance(state, PruningState):
-        raise ValueError(
-            f"{type(model).__name__} has no masks: call `attach(model, config)` before training it"
-        )
-    return state
-
-
-def is_attached(model: nn.Module) -> bool:
-    """Whether masks are being learned in this model."""
-    return isinstance(getattr(find_encoder(model)[1], STATE_NAME, None), PruningState)
-
-
-def masked_linears(model: nn.Module) -> list[MaskedLinear]:
-    """The linears with masks, in the order of the layers."""
-    return [module for module in model.modules() if isinstance(module, MaskedLinear)]
-
-
-def measure_density(model: nn.Module) -> float:
-    """Kept weights of the prunable linears / all of them in the dense model."""
-    state = pruning_state(model)
-    live = [linear.live_blocks() for linear in masked_linears(model)]
-    return sum(int(costs[keep].sum()) for costs, keep in live) / state.total_weights()
 
 
 def current_run(state: PruningState) -> Run:
@@ -131,10 +99,10 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
         )
     schedule = make_schedule(config, max_steps)
     with edited(model):
-        _begin(model, state, schedule, step)
+        _begin(state, schedule, step)
 
 
-def _begin(model: nn.Module, state: PruningState, schedule: Schedule, step: int) -> None:
+def _begin(state: PruningState, schedule: Schedule, step: int) -> None:
     config = state.config
     if step == 0:
         reset_state(state)
@@ -150,11 +118,11 @@ def _begin(model: nn.Module, state: PruningState, schedule: Schedule, step: int)
             f"the model's masks say {landed}: resume with the same number of steps and phase "
             "fractions as before, and start a new run from a dense or pruned model"
         )
-    density = measure_density(model)
+    density = state.density()
     state.run = Run(
-        schedule, make_method(config), phase, config.density, None, Press(1.0), density, step, step
+        schedule, make_method(config), phase, config.density, None, Pressure(1.0), density, step, step
     )
-    _enter(model, state, state.run, phase)
+    _enter(state, state.run, phase)
     if step == 0:
         _check_reachable(state.run, config.density)
 
@@ -166,13 +134,17 @@ def collect(model: nn.Module) -> None:
         RuntimeError: no gradient reached the masks since the last call.
         FloatingPointError: a mask gradient is not finite.
     """
-    state = pruning_state(model)
+    learn(pruning_state(model))
+
+
+def learn(state: PruningState) -> None:
+    """See :func:`collect`."""
     run = current_run(state)
     if run.stage is None:
         return
     gradients = _take_gradients(run.stage)
-    moment = Moment(run.step, run.phase, run.schedule)
-    run.press = run.method.learn(run.stage, gradients, run.target, moment)
+    progress = Progress(run.step, run.phase, run.schedule)
+    run.pressure = run.method.learn(run.stage, gradients, run.target, progress)
     run.collected = True
 
 
@@ -190,7 +162,11 @@ def advance(model: nn.Module, step: int) -> None:
         ValueError: the step is not the next one.
         RuntimeError: masks learn, but `collect` was not called in this step.
     """
-    state = pruning_state(model)
+    move(pruning_state(model), step)
+
+
+def move(state: PruningState, step: int) -> None:
+    """See :func:`advance`."""
     run = current_run(state)
     if step != run.step + 1:
         raise ValueError(f"advance: expected step {run.step + 1}, the next one, got {step!r}")
@@ -201,15 +177,15 @@ def advance(model: nn.Module, step: int) -> None:
         )
     run.step, run.collected = step, False
     phase = run.schedule.phase(step)
-    if phase >= Phase.BLOCKS and int(state.landed) < 1:
-        _land(model, state, run, Phase.STRUCTURED)
-    if phase >= Phase.FINAL and int(state.landed) < 2:
-        _land(model, state, run, Phase.BLOCKS)
+    if phase >= Phase.BLOCKS and not state.structured_is_final:
+        _land(state, run, Phase.STRUCTURED)
+    if phase >= Phase.FINAL and not state.is_final:
+        _land(state, run, Phase.BLOCKS)
     if phase is not run.phase:
-        _enter(model, state, run, phase)
+        _enter(state, run, phase)
     elif run.stage is not None and phase is not Phase.WARMUP:
-        moment = Moment(step, phase, run.schedule)
-        masks = run.method.select(run.stage, run.target, moment)
+        progress = Progress(step, phase, run.schedule)
+        masks = run.method.select(run.stage, run.target, progress)
         _set_masks(run.stage, masks)
     if run.stage is not None:
         _watch(state, run, step)
@@ -226,41 +202,39 @@ def _target(state: PruningState, phase: Phase) -> float:
     return max(config.first_target(), StructuredStage(state).least_density())
 
 
-def _stage(model: nn.Module, state: PruningState, phase: Phase) -> Stage | None:
+def _stage(state: PruningState, phase: Phase) -> Stage | None:
     if phase is Phase.FINAL:
         return None
     if phase <= Phase.STRUCTURED and state.config.structured:
         return StructuredStage(state)
     if not state.config.blocks:
         return None
-    pairs = [
-        (linear.masks.blocks, linear) for linear in masked_linears(model) if linear.masks.blocks is not None
-    ]
+    pairs = [(linear.masks.blocks, linear) for linear in state.linears if linear.masks.blocks is not None]
     for _, linear in pairs:
         linear.masks = dataclasses.replace(linear.masks, layout=linear.block_layout())
     return BlockStage(state, pairs)
 
 
-def _enter(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None:
+def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     run.phase = phase
     run.target = _target(state, phase)
-    run.stage = _stage(model, state, phase)
+    run.stage = _stage(state, phase)
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():
         gate.learn(id(gate) in learning)
-    run.press = Press(run.target if phase > Phase.WARMUP else 1.0)
+    run.pressure = Pressure(run.target if phase > Phase.WARMUP else 1.0)
     if phase is Phase.FINAL:
-        for linear in masked_linears(model):
+        for linear in state.linears:
             layout = linear.block_layout() if linear.masks.blocks else None
             linear.masks = dataclasses.replace(linear.masks, layout=layout)
-    run.density = measure_density(model)
+    run.density = state.density()
 
 
-def _land(model: nn.Module, state: PruningState, run: Run, phase: Phase) -> None:
+def _land(state: PruningState, run: Run, phase: Phase) -> None:
     """Fix the masks of one stage at the largest density not above its target."""
     wanted = state.config.structured if phase is Phase.STRUCTURED else state.config.blocks
     if wanted:
-        stage = _stage(model, state, phase)
+        stage = _stage(state, phase)
         assert stage is not None
         target = _target(state, phase)
         _set_masks(stage, stage.fit(run.method.priorities(stage), target, fill=True))
@@ -328,5 +302,5 @@ def _watch(state: PruningState, run: Run, step: int) -> None:
             "pruning: density has been %.4f for %d steps (target %.4f)",
             density,
             step - run.moved_at,
-            run.press.target,
+            run.pressure.target,
         )

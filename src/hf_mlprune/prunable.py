@@ -1,4 +1,4 @@
-"""Config and models whose masks are learned."""
+"""Configs and models whose masks are learned, derived from the families."""
 
 from __future__ import annotations
 
@@ -8,26 +8,19 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from .anatomy import anatomy
 from .config import PruningConfig
+from .families import FAMILIES, Encoder, inspect_encoder
 from .loop import reset_state
-from .masked import STATE_NAME, PruningState, insert_masks
 from .methods import make_method
-from .modeling import bert as pruned
-from .modeling.checkpoint import check_config, keep_present_names
+from .modeling.checkpoint import keep_present_names
+from .modeling.family import Family, Head
+from .modeling.fields import check_config
+from .modeling.pretrained import become, check_files, encoder_layers, unloaded_keys
 from .modeling.pruned import FINGERPRINT, apply_structure, initialize
 from .modeling.structure import fingerprint
+from .state import STATE_NAME, PruningState, insert_masks
 
 
 def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -36,12 +29,13 @@ def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs.pop(name) for name in names & set(kwargs)}
 
 
-def _check_spelling(names: Iterable[str]) -> None:
+def _check_spelling(family: Family, names: Iterable[str]) -> None:
     """Refuse what is almost the name of a setting: configs keep any field, so nobody else would notice."""
     settings = [field.name for field in dataclasses.fields(PruningConfig)]
+    fields = family.stock_config().to_dict()
     for name in names:
         meant = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
-        if meant and not hasattr(BertConfig, name):
+        if meant and name not in fields:
             raise ValueError(f"unknown setting {name!r}: did you mean {meant[0]!r}?")
 
 
@@ -54,18 +48,22 @@ def _with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> d
     return PruningConfig.from_dict({**stored, **settings}).to_dict()
 
 
-class PrunableBertConfig(BertConfig):
-    """Config of a BERT whose masks are being learned.
+class PrunableConfigMixin:
+    """Config of models whose masks are being learned.
 
     ``PrunableBertConfig.from_pretrained(name, density=0.2, ...)`` takes every setting of
     :class:`~hf_mlprune.config.PruningConfig`.
 
     Attributes:
+        model_type: ``prunable_`` and the type of the stock model.
+        family: the encoders it is for.
         pruning: JSON form of the settings.
         structure: what an earlier run left, if a pruned model is pruned further.
     """
 
-    model_type = "prunable_bert"
+    model_type: ClassVar[str]
+    family: ClassVar[Family]
+    architectures: list[str] | None
 
     pruning: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
@@ -74,7 +72,7 @@ class PrunableBertConfig(BertConfig):
         """Settings given by name become :attr:`pruning`; see ``PruningConfig.create`` for errors."""
         settings = _take_settings(kwargs)
         if settings:
-            _check_spelling(kwargs)
+            _check_spelling(self.family, kwargs)
         # Configs are dataclasses in later transformers, not in 5.0: in both, this sets every field.
         super().__init__(**kwargs)
         if settings:
@@ -87,14 +85,14 @@ class PrunableBertConfig(BertConfig):
         A field of the stored config that is named like a setting stays what it was: a field.
         """
         settings, data = _take_settings(kwargs), dict(config_dict)
-        check_config(data)
+        check_config(data, cls.family.config.config_fields)
         if not isinstance(data.get("pruning") or {}, dict):
             raise ValueError(f"config.json: pruning: expected an object, got {data['pruning']!r:.80}")
-        _check_spelling(kwargs)
+        _check_spelling(cls.family, kwargs)
         fields = _take_settings(data)
         if settings:
             data["pruning"] = _with_settings(data.get("pruning"), settings)
-        loaded = super().from_dict(data, **kwargs)
+        loaded = super().from_dict(data, **kwargs)  # type: ignore[misc]
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for name, value in fields.items():
             setattr(config, name, value)
@@ -102,25 +100,30 @@ class PrunableBertConfig(BertConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; a dense or pruned BERT's config is taken for one of this type."""
-        data, unused = super().get_config_dict(*args, **kwargs)
+        """As in transformers; the config of a dense or pruned model is taken for one of this type."""
+        data, unused = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
         if (data.get("structure") or {}).get("block_shape") is not None:
             raise ValueError(
                 "config: expected a model that is dense or pruned by heads and rows, got one stored as "
                 "blocks; load it with its Auto class, then `attach(model, config)` or pass it to a Trainer "
                 "with a PruningCallback"
             )
-        if data.get("model_type") in ("bert", "pruned_bert"):
+        if data.get("model_type") in (cls.family.name, cls.family.config.model_type):
             data = {**data, "model_type": cls.model_type}
             data.pop("auto_map", None)
         return data, unused
 
 
-class PrunableBertMixin(PreTrainedModel):
-    """Builds the masks that the config asks for, and gives new ones their initial values."""
+class PrunableMixin(PreTrainedModel):
+    """Builds the masks that the config asks for, and gives new ones their initial values.
 
-    config: PrunableBertConfig
-    config_class = PrunableBertConfig
+    Attributes:
+        task_head: the task head, with its classes.
+    """
+
+    task_head: ClassVar[Head]
+    config: Any
+    config_class: Any
     # By name: transformers would cast the whole state, bool masks included. Version 5.0 asks the class, later
     # ones the instance.
     _keep_in_fp32_modules_strict: Any = [f"{STATE_NAME}.*.scores", f"{STATE_NAME}.*.threshold"]  # noqa: RUF012
@@ -128,31 +131,33 @@ class PrunableBertMixin(PreTrainedModel):
     # Of a model that was pruned before.
     _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.row_indices$", rf"(^|\.){FINGERPRINT}$"]
 
-    def _insert_masks(self) -> None:
-        config = self.config
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         if config.pruning is None:
             raise ValueError(
-                "the config names no density: use PrunableBertConfig.from_pretrained(name, density=0.2)"
+                f"the config names no density: use {type(config).__name__}.from_pretrained(name, density=0.2)"
             )
-        encoder = self.base_model
+        super().__init__(config, *args, **kwargs)
+        family, encoder = config.family, self.base_model
+        if encoder is not self:
+            become(encoder, prunable_class(family.heads[0]), config)
         if config.structure is not None:
             config.structure = without_blocks(config.structure)
-            apply_structure(
-                encoder.encoder.layer,
-                pruned.bert_structure(config),
-                pruned.bert_layer_sizes(config),
-                pruned.BERT_PATHS,
-            )
-        new_masks(self, PruningConfig.from_dict(config.pruning))
-        self._keep_floats()
+            dense = family.config.dense_layer(config)
+            layers = encoder_layers(encoder, dense.layout)
+            apply_structure(layers, family.config.read_structure(config), dense)
+        new_masks(inspect_encoder(encoder), PruningConfig.from_dict(config.pruning))
+        self._keep_floats(encoder)
+        encoder.post_init()
+        self.post_init()
 
-    def _keep_floats(self) -> None:
+    def _keep_floats(self, encoder: PreTrainedModel) -> None:
         """Have what this run's method learns loaded as float32, and nothing named that is not there."""
-        state = getattr(self.base_model, STATE_NAME)
+        state = getattr(encoder, STATE_NAME)
         names = {
             name.rpartition(".")[2] for name, buffer in state.named_buffers() if buffer.is_floating_point()
         }
-        self._keep_in_fp32_modules_strict = {f"{STATE_NAME}.*.{name}" for name in names}
+        for model in {self, encoder}:
+            model._keep_in_fp32_modules_strict = {f"{STATE_NAME}.*.{name}" for name in names}
 
     def _init_weights(self, module: nn.Module) -> None:
         """As in transformers, and what of our modules no checkpoint brought."""
@@ -211,13 +216,14 @@ class PrunableBertMixin(PreTrainedModel):
             ValueError: an encoder weight or some of the masks are missing or of another size.
         """
         config = kwargs.get("config")
-        if args and isinstance(config, PrunableBertConfig) and cls.__name__ in (config.architectures or ()):
+        if args and isinstance(config, PrunableConfigMixin) and cls.__name__ in (config.architectures or ()):
             # Of a run of ours: whole, or refused. Others may bring a dense model in any form.
-            pruned.check_files(cls, args[0], kwargs, not_stored=STATE_NAME)
+            check_files(cls, args[0], kwargs, not_stored=STATE_NAME)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         keep_present_names(model)
-        unloaded = pruned.unloaded_keys(info)
-        broken = sorted(key for key in unloaded if "encoder.layer." in key)
+        unloaded = unloaded_keys(info)
+        layers = f".{cls.config_class.family.config.dense_layer(model.config).layout.layers}."
+        broken = sorted(key for key in unloaded if layers in f".{key}")
         if broken:
             raise ValueError(
                 f"{cls.__name__}: expected every encoder weight in the checkpoint, but {len(broken)} are "
@@ -226,51 +232,55 @@ class PrunableBertMixin(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-class PrunableBertModel(PrunableBertMixin, BertModel):
-    """:class:`~transformers.BertModel` with masks."""
-
-    def __init__(self, config: PrunableBertConfig, add_pooling_layer: bool = True) -> None:
-        super().__init__(config, add_pooling_layer=add_pooling_layer)
-        self._insert_masks()
-        self.post_init()
-
-
-class PrunableBertHeadMixin(PrunableBertMixin):
-    """A masked encoder under one of transformers' task heads."""
-
-    bert: Any
-
-    def __init__(self, config: PrunableBertConfig) -> None:
-        super().__init__(config)
-        self.bert = PrunableBertModel(config, add_pooling_layer=self.bert.pooler is not None)
-        self._keep_floats()
-        self.post_init()
+def _derive_config(family: Family) -> type[PrunableConfigMixin]:
+    stock = family.stock_config
+    name = f"Prunable{stock.__name__}"
+    contents = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"Config of a :class:`~transformers.{stock.__name__}` model whose masks are being "
+        f"learned; see :class:`PrunableConfigMixin`. Takes the settings of :class:`PruningConfig` by name.",
+        "model_type": f"prunable_{family.name}",
+        "family": family,
+        # transformers makes configs dataclasses, which get an `__init__` unless their own class has one.
+        "__init__": PrunableConfigMixin.__init__,
+    }
+    return type(name, (PrunableConfigMixin, stock), contents)
 
 
-class PrunableBertForSequenceClassification(PrunableBertHeadMixin, BertForSequenceClassification):
-    """:class:`~transformers.BertForSequenceClassification` with masks."""
+def _derive_class(head: Head, config: type[PrunableConfigMixin]) -> type[PreTrainedModel]:
+    name = f"Prunable{head.stock.__name__}"
+    contents = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f":class:`~transformers.{head.stock.__name__}` with masks.",
+        "config_class": config,
+        "task_head": head,
+    }
+    return type(name, (PrunableMixin, head.stock), contents)
 
 
-class PrunableBertForTokenClassification(PrunableBertHeadMixin, BertForTokenClassification):
-    """:class:`~transformers.BertForTokenClassification` with masks."""
+#: Model type of the stock model -> its config class.
+CONFIGS: dict[str, type[PrunableConfigMixin]] = {family.name: _derive_config(family) for family in FAMILIES}
+#: Name -> class of each head of each family.
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    model_class.__name__: model_class
+    for family in FAMILIES
+    for model_class in (_derive_class(head, CONFIGS[family.name]) for head in family.heads)
+}
+# So that they are pickled, and found by their names.
+globals().update({config.__name__: config for config in CONFIGS.values()} | CLASSES)
 
 
-class PrunableBertForQuestionAnswering(PrunableBertHeadMixin, BertForQuestionAnswering):
-    """:class:`~transformers.BertForQuestionAnswering` with masks."""
+def prunable_class(head: Head) -> type[PreTrainedModel]:
+    """The class of a task head over an encoder with masks."""
+    return CLASSES[f"Prunable{head.stock.__name__}"]
 
 
-class PrunableBertForMaskedLM(PrunableBertHeadMixin, BertForMaskedLM):
-    """:class:`~transformers.BertForMaskedLM` with masks."""
-
-
-class PrunableBertForMultipleChoice(PrunableBertHeadMixin, BertForMultipleChoice):
-    """:class:`~transformers.BertForMultipleChoice` with masks."""
-
-
-def new_masks(model: nn.Module, config: PruningConfig) -> PruningState:
-    """Put gates into a model's encoder, with what the config's method learns them from."""
+def new_masks(encoder: Encoder, config: PruningConfig) -> PruningState:
+    """Put gates into an encoder, with what the config's method learns them from."""
     method = make_method(config)
-    state = insert_masks(anatomy(model), config, mask_queries_and_keys=method.mask_queries_and_keys)
+    state = insert_masks(encoder, config, mask_queries_and_keys=method.mask_queries_and_keys)
     for gate in state.all_gates():
         method.prepare(gate)
     return state

@@ -10,27 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertForMultipleChoice, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .anatomy import Anatomy, anatomy
-from .attaching import kinds_of, plain_config, swap_class
+from .attaching import swap_class
 from .calls import Call
 from .editing import edited
-from .loop import pruning_state
-from .masked import STATE_NAME, MaskedLinear, PruningState
-from .modeling.bert import PrunedBertConfig, PrunedBertMixin
+from .families import Encoder, head_of, inspect_encoder, plain_config, random_batch
+from .masked import MaskedLinear
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
-from .modeling.pruned import (
-    FOLLOWED,
-    build_follower,
-    build_linear,
-    fuse_activation,
-    set_fingerprint,
-    set_heads,
-)
-from .modeling.standins import EmptyLinear, NoHeads
-from .modeling.structure import HEAD_ROLES, ROLES, LayerStructure, Structure, grid_shape
+from .modeling.layout import DenseLayer
+from .modeling.pretrained import PrunedMixin
+from .modeling.pruned import build_linear, fuse_activation, set_fingerprint, set_follower, set_heads
+from .modeling.standins import EmptyLinear
+from .modeling.structure import LayerStructure, Structure, grid_shape
 from .proof import Comparison, compare, fixed_random_state, outputs, proof_dtypes
+from .state import STATE_NAME, PruningState, pruning_state
 
 Batch = Mapping[str, Any]
 
@@ -81,7 +75,7 @@ def shrink(model: nn.Module, batches: Sequence[Batch | Call] = ()) -> ShrinkRepo
         ShrinkError: outputs differ by more than rounding, or cannot be compared.
     """
     state = pruning_state(model)
-    if state.run is not None and int(state.landed) < 2:
+    if state.run is not None and not state.is_final:
         raise ValueError(
             "the run is not over: its masks are not final; call `advance` after each of its steps"
         )
@@ -173,24 +167,25 @@ class _UnequalError(Exception):
 def _shrink_and_prove(
     model: nn.Module, state: PruningState, calls: Sequence[Call], dtype: torch.dtype
 ) -> ShrinkReport:
-    parts, real = anatomy(model), len(calls)
-    if not calls and kinds_of(model) is not None:
+    encoder, real = inspect_encoder(model), len(calls)
+    if not calls and head_of(model) is not None:
         # How a class of the user's own is called is not known.
-        calls = [Call((), dict(random_batch(model, 2, 32)))]
+        calls = [Call((), random_batch(model, encoder, 2, 32))]
     # Always the encoder, too: a model may return tags, text, or what does not come from its encoder.
-    compared = [(model, calls), (parts.encoder, [Call((), dict(random_batch(model, 2, 32, choices=False)))])]
+    compared = [(model, calls), (encoder.module, [Call((), random_batch(encoder.module, encoder, 2, 32))])]
     before = [outputs(module, made, dtype) for module, made in compared]
     # New layers draw their first weights.
-    with fixed_random_state(parts.encoder.device):
-        swaps, structure = _plan(parts, state)
+    with fixed_random_state(encoder.module.device):
+        linears, structure = _plan(encoder, state)
     with edited(model):
-        for layer, path, new in swaps:
-            layer.set_submodule(path, new)
-        parts.encoder.__delattr__(STATE_NAME)
-        for part, kept in zip(parts.layers, structure.layers, strict=True):
-            set_heads(part.module, kept, parts.sizes, parts.paths)
-            fuse_activation(part.module, parts.paths)
-        _become_pruned(model, parts, structure)
+        encoder.module.__delattr__(STATE_NAME)
+        for layer, kept, new in zip(encoder.layers, structure.layers, linears, strict=True):
+            for name, linear in new.items():
+                layer.module.set_submodule(encoder.dense.layout.matrices[name].path, linear)
+                set_follower(layer.module, name, kept, encoder.dense)
+            set_heads(layer.module, kept, encoder.dense)
+            fuse_activation(layer.module, encoder.dense.layout)
+        _become_pruned(model, encoder, structure)
         after = [outputs(module, made, dtype) for module, made in compared]
         try:
             found = [compare(a, b, dtype) for a, b in zip(before, after, strict=True) if a or b]
@@ -209,42 +204,50 @@ def _shrink_and_prove(
     )
 
 
-def _plan(parts: Anatomy, state: PruningState) -> tuple[list[tuple[nn.Module, str, nn.Module]], Structure]:
-    """New modules by layer and path, and the structure they make."""
-    swaps: list[tuple[nn.Module, str, nn.Module]] = []
+def _plan(encoder: Encoder, state: PruningState) -> tuple[list[dict[str, nn.Module]], Structure]:
+    """New linears of each layer by matrix, and the structure they make."""
+    linears: list[dict[str, nn.Module]] = []
     layers: list[LayerStructure] = []
-    shape, paths, sizes = state.config.block_shape, parts.paths, parts.sizes
-    for index, layer in enumerate(parts.layers):
+    shape, dense = state.config.block_shape, encoder.dense
+    for index, layer in enumerate(encoder.layers):
         kept = state.kept_structure(index)
-        matrices = {
-            role: _kept_weight(linear)
-            for role, linear in layer.linears.items()
-            if isinstance(linear, MaskedLinear) and not kept.is_empty(role, sizes)
+        weights = {
+            name: _kept_weight(linear)
+            for name, linear in layer.linears.items()
+            if isinstance(linear, MaskedLinear) and not kept.is_empty(name, dense)
         }
         blocks = {
-            role: int(grid.sum())
-            for role, (_, grid) in matrices.items()
+            name: int(grid.sum())
+            for name, (_, grid) in weights.items()
             if grid is not None and not bool(grid.all())
         }
         kept = dataclasses.replace(kept, blocks=blocks)
         layers.append(kept)
-        if not kept.heads and layer.structure.heads:
-            swaps.append((layer.module, paths.attention, NoHeads()))
-        for role in ROLES:
-            if not kept.heads and role in HEAD_ROLES:
-                continue
-            old = paths.linear(layer.module, role)
-            # What was empty before has no masks, but what it is to be beside may have changed.
-            if isinstance(old, (MaskedLinear, EmptyLinear)):
-                new = build_linear(old, role, kept, sizes, shape)
-                weight, grid = matrices.get(role, (None, None))
-                _fill(new, old, weight, grid, shape)
-                swaps.append((layer.module, getattr(paths, role), new))
-                if role in FOLLOWED:
-                    follower = build_follower(paths.follower(layer.module, role), new, role, kept, sizes)
-                    swaps.append((layer.module, getattr(paths, f"{role}_follower"), follower))
+        linears.append(_new_linears(layer.module, kept, dense, shape, weights))
     any_blocks = any(layer.blocks for layer in layers)
-    return swaps, Structure(tuple(layers), shape if any_blocks else None)
+    return linears, Structure(tuple(layers), shape if any_blocks else None)
+
+
+def _new_linears(
+    layer: nn.Module,
+    kept: LayerStructure,
+    dense: DenseLayer,
+    block_shape: tuple[int, int],
+    weights: Mapping[str, tuple[Tensor, Tensor | None]],
+) -> dict[str, nn.Module]:
+    """What replaces the linears of a layer, by matrix."""
+    found: dict[str, nn.Module] = {}
+    for name, matrix in dense.layout.matrices.items():
+        if matrix.rows == "heads" and not kept.kept["heads"]:
+            continue  # goes with the attention
+        old = layer.get_submodule(matrix.path)
+        # What was empty before has no masks, but what it is to be beside may have changed.
+        if isinstance(old, (MaskedLinear, EmptyLinear)):
+            new = build_linear(old, name, kept, dense, block_shape)
+            weight, grid = weights.get(name, (None, None))
+            _fill(new, old, weight, grid, block_shape)
+            found[name] = new
+    return found
 
 
 @torch.no_grad()
@@ -283,34 +286,13 @@ def _fill(
         new.get_parameter("bias").copy_(bias[rows.keep()] if rows else bias)
 
 
-def _become_pruned(model: nn.Module, parts: Anatomy, structure: Structure) -> None:
-    old = parts.encoder.config
-    new = PrunedBertConfig.from_dict(plain_config(old))
+def _become_pruned(model: nn.Module, encoder: Encoder, structure: Structure) -> None:
+    old = encoder.module.config
+    new = encoder.family.config.from_dict(plain_config(old))
     new.structure = structure.to_dict()
     swap_class(model, old, new)
-    set_fingerprint(parts.encoder, structure)
+    set_fingerprint(encoder.module, structure)
     for module in model.modules():
-        if isinstance(module, PrunedBertMixin):
+        if isinstance(module, PrunedMixin):
             # Of an earlier run, if there are any.
             module.pruning_report = module.pruning_card = None
-
-
-def random_batch(model: nn.Module, rows: int, length: int, *, choices: bool = True) -> dict[str, Tensor]:
-    """Random tokens in the shape that a model takes, one row padded; the same at every call.
-
-    Args:
-        model: a model with one encoder of a known family.
-        rows: sequences (of two choices each, for a multiple-choice head).
-        length: tokens per sequence; as many as the model can take, if that is less.
-        choices: whether the batch is for the model as a whole; for its encoder, if not.
-    """
-    config = anatomy(model).encoder.config
-    kinds = kinds_of(model)
-    length = min(length, config.max_position_embeddings)
-    pair = (2,) if choices and kinds is not None and kinds.stock is BertForMultipleChoice else ()
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, config.vocab_size, (rows, *pair, length), generator=generator)
-    mask = torch.ones_like(tokens)
-    mask[rows // 2, ..., length // 2 :] = 0
-    device = next(model.parameters()).device
-    return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}

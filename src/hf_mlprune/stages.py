@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .budget import block_weights, layer_weights
+from .budgets.weights import block_weights
 from .gates import Gate
-from .masked import MaskedLinear, PruningState
-
-SITES = ("heads", "attention_output", "fc1", "fc2")
+from .masked import MaskedLinear
+from .modeling.layout import GROUPS
+from .state import PruningState
 
 #: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
 #: block-sparse one computes 16 rows at once.
@@ -28,7 +28,7 @@ class Stage(ABC):
         gates: in a fixed order; all tensors over gates and units below follow it.
         live: units of each gate that take part; the leading ones.
         costs: per gate, weights that each unit frees if it alone goes, ``(live units,)``.
-        floor: units that each gate keeps whatever their worth.
+        floor: units that each gate keeps whatever their importance.
         total: weights of all prunable linears of the dense model; the denominator of density.
     """
 
@@ -142,38 +142,28 @@ class StructuredStage(Stage):
     def __init__(self, state: PruningState) -> None:
         self.state = state
         self.layers = state.included()
+        # Layer and group of each gate.
         self.places = [
-            (position, site)
+            (position, group)
             for position, index in enumerate(self.layers)
-            for site in SITES
-            if site in state.gates(index)
+            for group in GROUPS
+            if group in state.gates(index)
         ]
-        self.gates = [state.gates(self.layers[p])[site] for p, site in self.places]
+        self.gates = [state.gates(self.layers[position])[group] for position, group in self.places]
         self.live = [gate.units for gate in self.gates]
         self.floor = state.config.minimum_units
         self.total = state.total_weights()
         # Of each gate in the flattened widths.
-        self.cells = [position * len(SITES) + SITES.index(site) for position, site in self.places]
-        # Widths before this run, (layers, sites); heads are counted in units of one head.
-        self.widths = torch.tensor(
-            [[len(getattr(state.base[i], site)) for site in SITES] for i in self.layers]
-        )
+        self.cells = [position * len(GROUPS) + GROUPS.index(group) for position, group in self.places]
+        # Widths before this run, (layers, groups).
+        self.widths = torch.tensor([[state.base[i].widths[group] for group in GROUPS] for i in self.layers])
         self.costs = [
-            torch.full((gate.units,), self._unit_cost(p, site), dtype=torch.float64)
-            for gate, (p, site) in zip(self.gates, self.places, strict=True)
+            torch.full((gate.units,), self._unit_cost(position, group), dtype=torch.float64)
+            for gate, (position, group) in zip(self.gates, self.places, strict=True)
         ]
 
-    def _unit_cost(self, position: int, site: str) -> float:
-        heads, output_rows, fc1, fc2 = self.widths[position].tolist()
-        head, hidden = self.state.sizes.head_size, self.state.sizes.hidden_size
-        return float(
-            {
-                "heads": 3 * head * hidden + output_rows * head,
-                "attention_output": heads * head,
-                "fc1": hidden + fc2,
-                "fc2": fc1,
-            }[site]
-        )
+    def _unit_cost(self, position: int, group: str) -> float:
+        return float(self.state.dense.unit_weights(group, self.state.base[self.layers[position]].widths))
 
     def fit(self, priorities: Sequence[Tensor], density: float, *, fill: bool) -> list[Tensor]:
         """See :meth:`Stage.fit`; where ``fill``, rows of large sites are kept in groups of 16.
@@ -183,8 +173,8 @@ class StructuredStage(Stage):
         keep = super().fit(priorities, density, fill=fill)
         grouped = [
             index
-            for index, (_, site) in enumerate(self.places)
-            if site != "heads" and self.live[index] >= GROUPED_FROM
+            for index, (_, group) in enumerate(self.places)
+            if group != "heads" and self.live[index] >= GROUPED_FROM
         ]
         if not fill or not grouped:
             return keep
@@ -224,20 +214,18 @@ class StructuredStage(Stage):
         return masks
 
     def widths_of(self, counts: Sequence[int] | Tensor) -> Tensor:
-        """Widths ``(layers, sites)`` if each gate keeps so many units."""
+        """Widths ``(layers, groups)`` if each gate keeps so many units."""
         widths = self.widths.flatten().clone()
         widths[self.cells] = torch.as_tensor(counts)
         return widths.view_as(self.widths)
 
     def weights_of(self, counts: Sequence[int] | Tensor) -> int:
         """Kept weights if each gate keeps so many units."""
-        return int(self.layer_widths_weights(self.widths_of(counts)).sum())
+        return int(self.layer_weights(self.widths_of(counts)).sum())
 
-    def layer_widths_weights(self, widths: Tensor) -> Tensor:
-        """Weights per layer for widths ``(layers, sites)``."""
-        heads, output_rows, fc1, fc2 = widths.unbind(-1)
-        attention = heads * self.state.sizes.head_size
-        return layer_weights(self.state.sizes.hidden_size, attention, output_rows, fc1, fc2)
+    def layer_weights(self, widths: Tensor) -> Tensor:
+        """Weights of each layer for widths ``(layers, groups)``."""
+        return self.state.dense.weights(dict(zip(GROUPS, widths.unbind(-1), strict=True)))
 
     def weights(self) -> int:
         """See :meth:`Stage.weights`."""
@@ -252,11 +240,11 @@ class StructuredStage(Stage):
         rows = []
         for position in range(len(self.layers)):
             row = list(widths[position])
-            for ratio, gate, (p, site) in zip(keep_ratios, self.gates, self.places, strict=True):
+            for ratio, gate, (p, group) in zip(keep_ratios, self.gates, self.places, strict=True):
                 if p == position:
-                    row[SITES.index(site)] = (ratio.double() * gate.units).clamp(min=1.0)
+                    row[GROUPS.index(group)] = (ratio.double() * gate.units).clamp(min=1.0)
             rows.append(torch.stack(row))
-        return self.layer_widths_weights(torch.stack(rows)).sum() / self.total
+        return self.layer_weights(torch.stack(rows)).sum() / self.total
 
     def relative_target(self, density: float) -> float:
         """R is counted against the dense model: the density itself."""
@@ -286,7 +274,7 @@ class _StructuredCounter(_Counter):
             if gate in full:
                 continue
             widths[self.cells[gate]] += 1
-            more = int(self.stage.layer_widths_weights(widths.view(-1, len(SITES))).sum())
+            more = int(self.stage.layer_weights(widths.view(-1, len(GROUPS))).sum())
             if more <= limit:
                 weights = more
                 chosen.append(position)

@@ -1,18 +1,18 @@
-"""How a unit's worth is learned, and how it decides which units stay."""
+"""How a unit's importance is learned, and how it decides which units stay."""
 
 from __future__ import annotations
 
 from ..config import PruningConfig
 from .base import Method
+from .fisher import FisherRanking
 from .mlpruning import LearnedThresholds
-from .ranking import ImportanceRanking
 
 
 def make_method(config: PruningConfig) -> Method:
     """The method that a config names."""
-    if config.method == "thresholds":
+    if config.method == "mlpruning":
         return LearnedThresholds(config)
-    return ImportanceRanking(config)
+    return FisherRanking(config)
 
 
-__all__ = ["ImportanceRanking", "LearnedThresholds", "Method", "make_method"]
+__all__ = ["FisherRanking", "LearnedThresholds", "Method", "make_method"]

@@ -1,4 +1,4 @@
-"""The seam between a pruning run and the way worth is learned."""
+"""The seam between a pruning run and the way importance is learned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..stages import Stage
 
 
 @dataclass(frozen=True)
-class Moment:
+class Progress:
     """Where a run is: ``step`` optimizer steps are completed, in ``phase`` of ``schedule``."""
 
     step: int
@@ -23,8 +23,8 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Press:
-    """How hard a method presses: its density target now, and the regularizer's λ and penalty."""
+class Pressure:
+    """How hard a method pushes: its density target now, and the regularizer's λ and penalty."""
 
     target: float
     lambda_: float = 0.0
@@ -32,7 +32,7 @@ class Press:
 
 
 class Method(ABC):
-    """Learns the worth of units from mask gradients, and selects those that stay.
+    """Learns the importance of units from mask gradients, and selects those that stay.
 
     A method keeps no state of its own: what it learns are buffers of the gates, so that
     checkpoints hold it.
@@ -53,18 +53,18 @@ class Method(ABC):
         """Give a gate's buffers, ``keep`` and ``scores`` included, their initial values."""
 
     @abstractmethod
-    def learn(self, stage: Stage, gradients: list[Tensor], target: float, moment: Moment) -> Press:
+    def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
         """Learn from ``dL/dM`` of one optimizer step.
 
         Args:
             stage: the gates that learn now.
             gradients: per gate, ``(live units,)`` fp32.
             target: the stage's final density.
-            moment: before this optimizer step.
+            progress: before this optimizer step.
         """
 
     @abstractmethod
-    def select(self, stage: Stage, target: float, moment: Moment) -> list[Tensor]:
+    def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
         """Keep masks for the next step: per gate, bool ``(live units,)``."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..gates import Gate
 from ..schedule import Phase
 from ..stages import Stage
-from .base import Method, Moment, Press
+from .base import Method, Pressure, Progress
 
 #: Reference recipe (training README, QQP): 20 epochs of 11,370 steps, of which 11,000 warm up.
 REFERENCE_STEPS = 227_400
@@ -105,10 +105,10 @@ class LearnedThresholds(Method):
         for name in ("threshold_average", "threshold_square_average"):
             gate.get_buffer(name).zero_()
 
-    def learn(self, stage: Stage, gradients: list[Tensor], target: float, moment: Moment) -> Press:
+    def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
         """One Adam step on scores and thresholds."""
-        if moment.phase is Phase.WARMUP:
-            return Press(1.0)
+        if progress.phase is Phase.WARMUP:
+            return Pressure(1.0)
         relative = stage.relative_target(target)
         thresholds = [gate.get_buffer("threshold").detach().clone().requires_grad_() for gate in stage.gates]
         ratios = [keep_ratio(threshold, self.config.temperature) for threshold in thresholds]
@@ -116,19 +116,19 @@ class LearnedThresholds(Method):
         pulls = torch.autograd.grad(loss, thresholds)
         value = float(loss.detach())
         lambda_ = adaptive_lambda(value, relative, self.config.lambda_max)
-        start, end = moment.schedule.bounds(moment.phase)
-        step, steps = moment.step - start, end - start
+        start, end = progress.schedule.bounds(progress.phase)
+        step, steps = progress.step - start, end - start
         rate = self.config.score_learning_rate or score_learning_rate(steps)
         rate *= rate_multiplier(step, steps)
         for gate, gradient, pull, live in zip(stage.gates, gradients, pulls, stage.live, strict=True):
             straight_through = (gradient * gate.keep[:live]).sum().view(1)
             _adam(gate, "scores", gradient, live, step, rate)
             _adam(gate, "threshold", straight_through + lambda_ * pull, 1, step, rate)
-        return Press(target, lambda_, value)
+        return Pressure(target, lambda_, value)
 
-    def select(self, stage: Stage, target: float, moment: Moment) -> list[Tensor]:
+    def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
         """The ``⌈k·n⌉`` units of highest score of each gate."""
-        if moment.phase is Phase.WARMUP or target >= 1:
+        if progress.phase is Phase.WARMUP or target >= 1:
             return [torch.ones(live, dtype=torch.bool) for live in stage.live]
         masks = []
         for gate, live in zip(stage.gates, stage.live, strict=True):

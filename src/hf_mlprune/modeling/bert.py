@@ -1,351 +1,86 @@
-"""BERT with a structure: the config and models that a pruned checkpoint loads as."""
+"""BERT: its layout, and its pruned models."""
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
-from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    PreTrainedModel,
-)
-from transformers import initialization as init
-
-# Not used here: transformers 5.0 copies, of a local folder, only the files that this one names.
-from .block_sparse import BlockSparseLinear  # noqa: F401
-from .checkpoint import (
-    HUB_ARGUMENTS,
-    check_config,
-    check_stored,
-    check_whole,
-    keep_present_names,
-    stored_tensors,
-    write_checkpoint,
-    write_text,
-)
-from .pruned import (
-    FINGERPRINT,
-    LayerPaths,
-    apply_structure,
-    check_fingerprint,
-    check_loaded,
-    fingerprint_tensor,
-    initialize,
-    set_fingerprint,
-)
-from .standins import RowScatter  # noqa: F401
-from .structure import LayerSizes, Structure
-
-BERT_PATHS = LayerPaths(
-    attention="attention.self",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    attention_output="attention.output.dense",
-    attention_output_follower="attention.output.dropout",
-    fc1="intermediate.dense",
-    activation="intermediate.intermediate_act_fn",
-    fc2="output.dense",
-    fc2_follower="output.dropout",
 )
 
-REPORT_FILE = "pruning_report.json"
+# Not all are used here: transformers 5.0 copies, of a local folder, only the files that this one names.
+from .block_sparse import BlockSparseLinear as BlockSparseLinear
+from .checkpoint import read_header as read_header
+from .family import PrunedConfigMixin, define_family
+from .fields import ConfigFields as ConfigFields
+from .layout import BERT_LAYOUT
+from .pretrained import PrunedMixin
+from .pruned import apply_structure as apply_structure
+from .standins import RowScatter as RowScatter
+from .structure import Structure as Structure
 
-#: Stands in the model cards that we write, so that a later save may replace them and no other.
-CARD_MARK = "<!-- written by hf-mlprune -->"
 
-
-#: What `save_pretrained(push_to_hub=True)` hands on.
-_PUSH_ARGUMENTS = ("repo_id", "commit_message", "create_pr", "private", "token", "revision")
-#: Stands in the card that transformers makes for a repository without one.
-_GENERATED_CARD = "This model card has been automatically generated"
-
-
-class PrunedBertConfig(BertConfig):
-    """Config of a pruned BERT: the sizes of the dense model, and which units are left.
-
-    Attributes:
-        structure: JSON form of :class:`~.structure.Structure`.
-    """
+class PrunedBertConfig(PrunedConfigMixin, BertConfig):
+    """Config of a pruned BERT: the sizes of the dense model, and which units are left."""
 
     model_type = "pruned_bert"
-
-    structure: dict[str, Any] | None = None
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, for fields that can be those of a BERT.
-
-        Raises:
-            ValueError: a field is damaged.
-        """
-        check_config(config_dict)
-        try:
-            return super().from_dict(config_dict, **kwargs)
-        except ValueError:
-            raise
-        except Exception as error:
-            # Whatever transformers, which checks types in some versions only, makes of a field.
-            raise ValueError(f"config.json: expected the config of a BERT ({error!r:.300})") from error
+    layout = BERT_LAYOUT
 
 
-def bert_layer_sizes(config: BertConfig) -> LayerSizes:
-    """Sizes of one dense layer."""
-    return LayerSizes(
-        hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        head_size=config.hidden_size // config.num_attention_heads,
-        ffn_size=config.intermediate_size,
-    )
+class PrunedBertMixin(PrunedMixin):
+    """What pruned BERT models have in common."""
 
-
-def bert_structure(config: BertConfig) -> Structure:
-    """The structure that a config with the field ``structure`` stores.
-
-    Raises:
-        ValueError: there is none, or it is not one of this model.
-    """
-    check_config(config.to_dict())
-    sizes = [bert_layer_sizes(config)] * config.num_hidden_layers
-    return Structure.from_dict(config.structure, sizes)
-
-
-def unloaded_keys(info: dict[str, Any]) -> set[str]:
-    """Keys of a model that its checkpoint did not bring, or brought in another size."""
-    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    return set(info["missing_keys"]) | mismatched
-
-
-def check_files(
-    model_class: type[PreTrainedModel],
-    source: str | os.PathLike[str],
-    kwargs: dict[str, Any],
-    not_stored: str | None = None,
-) -> None:
-    """Compare a checkpoint's headers with the model that its config describes, before either takes memory.
-
-    Args:
-        model_class: what is loaded.
-        source: a folder, or a hub name.
-        kwargs: of ``from_pretrained``.
-        not_stored: part of the names of tensors that a checkpoint need not have.
-
-    Raises:
-        ValueError: a file is damaged, or does not belong to the others.
-        OSError: there are no weights of safetensors.
-    """
-    check_whole(Path(source))
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    config = kwargs.get("config")
-    if not isinstance(config, model_class.config_class):
-        config = model_class.config_class.from_pretrained(source if config is None else config, **hub)
-    stored = stored_tensors(source, kwargs.get("variant"), hub)
-    with torch.device("meta"):
-        model = model_class(config)
-        model.tie_weights()
-    tensors = model.state_dict()
-    # A tied weight is stored under the first of its names; an encoder may be saved without its pooler.
-    optional = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-    optional |= {name for name in tensors if name.startswith("pooler.") and name not in stored}
-    optional |= {name for name in tensors if not_stored is not None and not_stored in name}
-    check_stored(
-        stored,
-        {name: tensor for name, tensor in tensors.items() if name not in optional},
-        model_class.base_model_prefix,
-        whole=model_class.__name__ in (config.architectures or ()),
-        ignore_heads=bool(kwargs.get("ignore_mismatched_sizes")),
-    )
-
-
-class PrunedBertMixin(PreTrainedModel):
-    """Builds the small layers, checks what was loaded, and saves the report beside the weights."""
-
-    config: PrunedBertConfig
     config_class = PrunedBertConfig
-    # Stored once; the structure says it.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.row_indices$"]
-
-    #: JSON report of the run that pruned this model, and its model card; `save_pretrained` writes
-    #: what is set, the card only where there is none but our own.
-    pruning_report: dict[str, Any] | None = None
-    pruning_card: str | None = None
-
-    def _apply_structure(self, structure: Structure) -> None:
-        encoder = self.base_model
-        apply_structure(encoder.encoder.layer, structure, bert_layer_sizes(self.config), BERT_PATHS)
-        set_fingerprint(encoder, structure)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """As in transformers, and what of our modules no checkpoint brought."""
-        super()._init_weights(module)
-        initialize(module, self.config.initializer_range)
-        if FINGERPRINT in dict(module.named_buffers(recurse=False)):
-            init.copy_(module.get_buffer(FINGERPRINT), fingerprint_tensor(bert_structure(self.config)))
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but never returns an encoder that is only partly loaded.
-
-        Headers and sizes are compared before memory is taken for any weight.
-
-        Raises:
-            ValueError: an encoder weight is missing or of another size (also under
-                ``ignore_mismatched_sizes=True``), an index tensor or a file is damaged, or config and weights
-                are of two models.
-        """
-        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if source is not None and kwargs.get("state_dict") is None:
-            check_files(cls, source, kwargs)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        keep_present_names(model)
-        # The fingerprint, too: a new one would agree with any config.
-        broken = sorted(
-            key for key in unloaded_keys(info) if "encoder.layer." in key or key.endswith(FINGERPRINT)
-        )
-        if broken:
-            raise ValueError(
-                f"{cls.__name__}: expected every encoder weight in the checkpoint with the shape that "
-                f"the structure in config.json gives, but {len(broken)} are missing or of another "
-                f"size, e.g. {broken[0]!r}; the checkpoint is incomplete or was edited"
-            )
-        config, encoder = model.config, model.base_model
-        structure = bert_structure(config)
-        check_fingerprint(encoder, structure)
-        check_loaded(encoder.encoder.layer, structure, bert_layer_sizes(config), BERT_PATHS)
-        if source is not None and Path(source).is_dir():
-            model._read_notes(Path(source) / kwargs.get("subfolder", ""))
-        return (model, info) if output_loading_info else model
-
-    def _read_notes(self, folder: Path) -> None:
-        """Take over a folder's report and card, so that they are saved again with the model."""
-        report, card = folder / REPORT_FILE, folder / "README.md"
-        if report.is_file():
-            try:
-                self.pruning_report = dict(json.loads(report.read_text(encoding="utf-8")))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(
-                    f"{report}: expected JSON ({error!r:.200}); restore it, or delete it"
-                ) from None
-        if card.is_file():
-            text = card.read_text(encoding="utf-8", errors="replace")
-            self.pruning_card = text if CARD_MARK in text else None
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
-        """As in transformers; also writes the pruning report and card, if this model carries them.
-
-        All files are written beside those of the folder and then replace them, so that a full disk leaves
-        what was there. A report or card of another model that we wrote there before is taken away.
-
-        Raises:
-            OSError: the folder cannot be written; what was there before is untouched.
-        """
-        names = list(inspect.signature(PreTrainedModel.save_pretrained).parameters)[3:]
-        kwargs |= dict(zip(names, args, strict=False))
-        if not is_main_process:
-            super().save_pretrained(save_directory, is_main_process, **kwargs)
-            return
-        push = kwargs.pop("push_to_hub", False)
-        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
-        folder = Path(save_directory)
-
-        def write(partial: Path) -> None:
-            super(PrunedBertMixin, self).save_pretrained(partial, **kwargs)
-            self._write_notes(partial)
-
-        if folder.is_file():
-            raise NotADirectoryError(f"save_pretrained: expected a folder, got the file {folder}")
-        card = folder / "README.md"
-        theirs = card.is_file() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace")
-        write_checkpoint(
-            folder, write, variant=kwargs.get("variant"), keep={"README.md"} if theirs else set()
-        )
-        if self.pruning_report is None:
-            (folder / REPORT_FILE).unlink(missing_ok=True)
-        if self.pruning_card is None and not theirs:
-            card.unlink(missing_ok=True)
-        if push:
-            sizes = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
-            self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **sizes)
-
-    def _write_notes(self, folder: Path) -> None:
-        if self.pruning_report is not None:
-            size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-            text = json.dumps({**self.pruning_report, "file_bytes": size}, indent=2) + "\n"
-            write_text(folder / REPORT_FILE, text)
-        if self.pruning_card is not None:
-            write_text(folder / "README.md", self.pruning_card)
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, which put a card of its own over ours where the repository had none."""
-        card = Path(working_dir) / "README.md"
-        if self.pruning_card is not None and _GENERATED_CARD in card.read_text(encoding="utf-8"):
-            write_text(card, self.pruning_card)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class PrunedBertModel(PrunedBertMixin, BertModel):
     """:class:`~transformers.BertModel` with the layers that were kept."""
 
-    def __init__(self, config: PrunedBertConfig, add_pooling_layer: bool = True) -> None:
-        # Read first: a damaged one must not decide how much is built.
-        structure = bert_structure(config)
-        super().__init__(config, add_pooling_layer=add_pooling_layer)
-        self._apply_structure(structure)
-        self.post_init()
+
+class PrunedBertForPreTraining(PrunedBertMixin, BertForPreTraining):
+    """:class:`~transformers.BertForPreTraining` with the layers that were kept."""
 
 
-class PrunedBertHeadMixin(PrunedBertMixin):
-    """A pruned encoder under one of transformers' task heads."""
-
-    bert: Any
-
-    def __init__(self, config: PrunedBertConfig) -> None:
-        bert_structure(config)
-        super().__init__(config)
-        # Not the stock encoder with other layers: saved on its own, it is to be known for what it is.
-        self.bert = PrunedBertModel(config, add_pooling_layer=self.bert.pooler is not None)
-        self.post_init()
-
-
-class PrunedBertForSequenceClassification(PrunedBertHeadMixin, BertForSequenceClassification):
-    """:class:`~transformers.BertForSequenceClassification` with the layers that were kept."""
-
-
-class PrunedBertForTokenClassification(PrunedBertHeadMixin, BertForTokenClassification):
-    """:class:`~transformers.BertForTokenClassification` with the layers that were kept."""
-
-
-class PrunedBertForQuestionAnswering(PrunedBertHeadMixin, BertForQuestionAnswering):
-    """:class:`~transformers.BertForQuestionAnswering` with the layers that were kept."""
-
-
-class PrunedBertForMaskedLM(PrunedBertHeadMixin, BertForMaskedLM):
+class PrunedBertForMaskedLM(PrunedBertMixin, BertForMaskedLM):
     """:class:`~transformers.BertForMaskedLM` with the layers that were kept."""
 
 
-class PrunedBertForMultipleChoice(PrunedBertHeadMixin, BertForMultipleChoice):
+class PrunedBertForNextSentencePrediction(PrunedBertMixin, BertForNextSentencePrediction):
+    """:class:`~transformers.BertForNextSentencePrediction` with the layers that were kept."""
+
+
+class PrunedBertForSequenceClassification(PrunedBertMixin, BertForSequenceClassification):
+    """:class:`~transformers.BertForSequenceClassification` with the layers that were kept."""
+
+
+class PrunedBertForTokenClassification(PrunedBertMixin, BertForTokenClassification):
+    """:class:`~transformers.BertForTokenClassification` with the layers that were kept."""
+
+
+class PrunedBertForQuestionAnswering(PrunedBertMixin, BertForQuestionAnswering):
+    """:class:`~transformers.BertForQuestionAnswering` with the layers that were kept."""
+
+
+class PrunedBertForMultipleChoice(PrunedBertMixin, BertForMultipleChoice):
     """:class:`~transformers.BertForMultipleChoice` with the layers that were kept."""
 
 
-# `save_pretrained` copies this file and those it imports beside the weights, so that the folder loads
-# with `trust_remote_code=True` where hf-mlprune is not installed.
-PrunedBertConfig.register_for_auto_class()
-PrunedBertModel.register_for_auto_class("AutoModel")
-PrunedBertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-PrunedBertForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
-PrunedBertForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
-PrunedBertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
-PrunedBertForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+FAMILY = define_family(
+    PrunedBertConfig,
+    {
+        "AutoModel": PrunedBertModel,
+        "AutoModelForPreTraining": PrunedBertForPreTraining,
+        "AutoModelForMaskedLM": PrunedBertForMaskedLM,
+        "AutoModelForNextSentencePrediction": PrunedBertForNextSentencePrediction,
+        "AutoModelForSequenceClassification": PrunedBertForSequenceClassification,
+        "AutoModelForTokenClassification": PrunedBertForTokenClassification,
+        "AutoModelForQuestionAnswering": PrunedBertForQuestionAnswering,
+        "AutoModelForMultipleChoice": PrunedBertForMultipleChoice,
+    },
+)

@@ -1,4 +1,4 @@
-"""What is checked of a checkpoint's files before a model of its sizes is built, and how one is written."""
+"""Validate checkpoint files before building a model; write them whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.utils import cached_file
 
-from .pruned import FINGERPRINT
-
+#: The part of an encoder that is a head: some checkpoints have none, others another.
+POOLER = "pooler."
 #: Longest header that safetensors reads.
 MAX_HEADER = 100_000_000
 #: What the hub is asked with; the others are the model's.
@@ -29,76 +27,6 @@ HUB_ARGUMENTS = (
 PARTIAL = "_partial_checkpoint"
 #: What :data:`PARTIAL` is called once it is whole, while its files replace those of the folder.
 WHOLE = "_whole_checkpoint"
-
-
-#: Sizes in a config, and the largest that is taken for one: what is built before the weights are read.
-SIZES = {
-    "hidden_size": 2**16,
-    "num_hidden_layers": 2**10,
-    "num_attention_heads": 2**12,
-    "intermediate_size": 2**20,
-    "vocab_size": 2**24,
-    "max_position_embeddings": 2**20,
-    "type_vocab_size": 2**16,
-}
-#: Most heads and rows of all layers together.
-MAX_UNITS = 2**22
-BOOLEANS = ("is_decoder", "add_cross_attention", "output_hidden_states", "output_attentions", "return_dict")
-NUMBERS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
-
-
-def check_config(data: Mapping[str, Any]) -> None:
-    """Refuse sizes of a BERT's config that are none, before a model of them is built.
-
-    Args:
-        data: the JSON form; fields may be absent.
-
-    Raises:
-        ValueError: what was expected of which field, and what came.
-    """
-    for name, largest in SIZES.items():
-        size = data.get(name, 1)
-        if type(size) is not int or not 0 < size <= largest:
-            raise ValueError(f"config.json: {name}: expected 1 to {largest}, got {size!r:.80}")
-    width = data.get("intermediate_size", 1) + 3 * data.get("hidden_size", 1)
-    if data.get("num_hidden_layers", 1) * width > MAX_UNITS:
-        raise ValueError(f"config.json: expected at most {MAX_UNITS} heads and rows of all layers together")
-    for name in NUMBERS:
-        number = data.get(name, 0.0)
-        if type(number) not in (int, float) or not 0 <= number <= 1:
-            raise ValueError(f"config.json: {name}: expected a number from 0 to 1, got {number!r:.80}")
-    activation, padding = data.get("hidden_act", "gelu"), data.get("pad_token_id")
-    if not callable(activation) and (not isinstance(activation, str) or activation not in ACT2FN):
-        raise ValueError(
-            f"config.json: hidden_act: expected the name of an activation, got {activation!r:.80}"
-        )
-    if padding is not None and (type(padding) is not int or not abs(padding) < data.get("vocab_size", 2**24)):
-        raise ValueError(
-            f"config.json: pad_token_id: expected a token of the vocabulary, got {padding!r:.80}"
-        )
-    for name in ("dtype", "torch_dtype"):
-        dtype = data.get(name)
-        if isinstance(dtype, str):
-            dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise ValueError(f"config.json: {name}: expected the name of a dtype, got {dtype!r:.80}")
-    code = data.get("auto_map") or {}
-    if not isinstance(code, Mapping) or not all(isinstance(value, (str, list)) for value in code.values()):
-        raise ValueError(f"config.json: auto_map: expected names of classes, got {code!r:.80}")
-    for name in BOOLEANS:
-        if data.get(name) not in (None, True, False):
-            raise ValueError(f"config.json: {name}: expected true or false, got {data[name]!r:.80}")
-    if data.get("is_decoder") or data.get("add_cross_attention"):
-        raise ValueError("config.json: expected an encoder, got is_decoder or add_cross_attention")
-    chunk = data.get("chunk_size_feed_forward", 0)
-    if type(chunk) is not int or chunk < 0:
-        raise ValueError(f"config.json: chunk_size_feed_forward: expected 0 or more, got {chunk!r:.80}")
-    architectures = data.get("architectures") or []
-    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise ValueError(f"config.json: architectures: expected names of classes, got {architectures!r:.80}")
-    labels = data.get("num_labels", 1)
-    if type(labels) is not int or not 0 <= labels <= 2**20:
-        raise ValueError(f"config.json: num_labels: expected 0 to {2**20}, got {labels!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -233,6 +161,7 @@ def check_stored(
     expected: Mapping[str, Tensor],
     prefix: str,
     *,
+    is_encoder: bool,
     whole: bool,
     ignore_heads: bool,
 ) -> None:
@@ -241,9 +170,10 @@ def check_stored(
     Args:
         stored: headers of the weight files.
         expected: the model's tensors, on the meta device.
-        prefix: name of the encoder within a model with a head; keys may have it or not.
+        prefix: name of the encoder within a model with a head; stored names may have it or not.
+        is_encoder: whether the model is the encoder itself.
         whole: whether the checkpoint is of this class, so that its head must be there, too.
-        ignore_heads: whether tensors outside the encoder's layers may be of another shape.
+        ignore_heads: whether tensors outside the encoder may be of another shape.
 
     Raises:
         ValueError: a tensor of the encoder is missing, or one is of another shape or kind.
@@ -251,7 +181,8 @@ def check_stored(
     by_name = {_present_name(name).removeprefix(f"{prefix}."): tensor for name, tensor in stored.items()}
     for key, tensor in expected.items():
         name = key.removeprefix(f"{prefix}.")
-        found, inside = by_name.get(name), name.startswith(("encoder.", "embeddings.", FINGERPRINT))
+        found = by_name.get(name)
+        inside = (is_encoder or name != key) and not name.startswith(POOLER)
         if found is None:
             if inside or whole:
                 raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -13,143 +12,137 @@ from transformers import initialization as init
 from transformers.activations import GELUActivation
 
 from .block_sparse import BlockSparseLinear, row_places
-from .standins import Applied, EmptyLinear, NoHeads, RowScatter
-from .structure import ROLES, LayerSizes, LayerStructure, Structure
+from .layout import DenseLayer, Layout
+from .standins import EmptyLinear, FusedActivation, NoHeads, RowScatter, ScatteredLinear
+from .structure import LayerStructure, Structure
 
 #: Buffer of an encoder, uint8 (16,).
 FINGERPRINT = "structure_fingerprint"
-#: Roles whose rows are places in the residual stream.
-FOLLOWED = ("attention_output", "fc2")
+#: Modules whose buffer `row_indices` follows from the structure.
+SCATTERS = (BlockSparseLinear, EmptyLinear, RowScatter, ScatteredLinear)
 
 
-@dataclass(frozen=True)
-class LayerPaths:
-    """Where an encoder layer of one family keeps its parts, as paths from the layer."""
-
-    attention: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    attention_output_follower: str
-    fc1: str
-    activation: str
-    fc2: str
-    fc2_follower: str
-
-    def linear(self, layer: nn.Module, role: str) -> nn.Module:
-        """The module of one role."""
-        return layer.get_submodule(getattr(self, role))
-
-    def follower(self, layer: nn.Module, role: str) -> nn.Module:
-        """The module right behind a linear of :data:`FOLLOWED`."""
-        return layer.get_submodule(getattr(self, f"{role}_follower"))
-
-    def activation_of(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What is applied to the output of FC1; no module, where a config brings a function."""
-        activation: Callable[[Tensor], Tensor] = attrgetter(self.activation)(layer)
-        return activation
-
-
-def apply_structure(
-    layers: Iterable[nn.Module], structure: Structure, sizes: LayerSizes, paths: LayerPaths
-) -> None:
+def apply_structure(layers: Iterable[nn.Module], structure: Structure, dense: DenseLayer) -> None:
     """Replace the linears of dense layers, in place, by ones of the kept shapes.
 
-    Values are not carried over: a checkpoint or ``shrink`` brings them. Layers and roles from which
+    Values are not carried over: a checkpoint or ``shrink`` brings them. Layers and matrices from which
     nothing was removed stay as they are.
     """
     for layer, kept in zip(layers, structure.layers, strict=True):
-        for role in ROLES:
-            old = paths.linear(layer, role)
+        for name, matrix in dense.layout.matrices.items():
+            old = layer.get_submodule(matrix.path)
             assert isinstance(old, nn.Linear)
-            if kept.linear_shape(role, sizes) != (old.out_features, old.in_features) or role in kept.blocks:
-                new = build_linear(old, role, kept, sizes, structure.block_shape)
-                layer.set_submodule(getattr(paths, role), new)
-                set_follower(layer, role, kept, sizes, paths)
-        set_heads(layer, kept, sizes, paths)
-        fuse_activation(layer, paths)
+            if kept.shape(name, dense) != (old.out_features, old.in_features) or name in kept.blocks:
+                layer.set_submodule(matrix.path, build_linear(old, name, kept, dense, structure.block_shape))
+                set_follower(layer, name, kept, dense)
+        set_heads(layer, kept, dense)
+        fuse_activation(layer, dense.layout)
 
 
-def set_follower(
-    layer: nn.Module, role: str, kept: LayerStructure, sizes: LayerSizes, paths: LayerPaths
-) -> None:
-    """Have the module behind a linear, if there is one for its role, take what that linear gives now."""
-    if role in FOLLOWED:
-        new = build_follower(paths.follower(layer, role), paths.linear(layer, role), role, kept, sizes)
-        layer.set_submodule(getattr(paths, f"{role}_follower"), new)
-
-
-def build_follower(
-    old: nn.Module, linear: nn.Module, role: str, kept: LayerStructure, sizes: LayerSizes
-) -> nn.Module:
-    """What stands behind the linear of a role: the plain module, or a :class:`RowScatter` around it."""
-    plain = old.module if isinstance(old, RowScatter) else old
-    rows = kept.scatter(role, sizes)
-    # Blocks are written to their places by the layer itself, in one go.
-    if rows is None or isinstance(linear, BlockSparseLinear):
-        return plain
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    new = RowScatter(plain, rows, sizes.hidden_size).to(weight.device)
-    new.training = plain.training
-    return new
-
-
-def set_heads(layer: nn.Module, kept: LayerStructure, sizes: LayerSizes, paths: LayerPaths) -> None:
-    """Tell a layer's attention how many heads it has left."""
-    if not kept.heads:
-        layer.set_submodule(paths.attention, NoHeads())
+def set_follower(layer: nn.Module, name: str, kept: LayerStructure, dense: DenseLayer) -> None:
+    """Have the module behind a linear, if its layout has one, take what that linear gives now."""
+    matrix = dense.layout.matrices[name]
+    path = dense.layout.followers.get(matrix.rows)
+    if path is None:
         return
-    attention: Any = layer.get_submodule(paths.attention)
-    attention.num_attention_heads = len(kept.heads)
-    attention.all_head_size = len(kept.heads) * sizes.head_size
+    old, linear = layer.get_submodule(path), layer.get_submodule(matrix.path)
+    plain = old.module if isinstance(old, RowScatter) else old
+    rows = kept.scatter(matrix.rows, dense)
+    # Blocks are written to their places by the layer itself, in one go.
+    if rows is not None and not isinstance(linear, BlockSparseLinear):
+        weight = linear.weight
+        assert isinstance(weight, Tensor)
+        new = RowScatter(plain, rows, dense.sizes.hidden_size).to(weight.device)
+        new.training = plain.training
+        plain = new
+    layer.set_submodule(path, plain)
 
 
-def fuse_activation(layer: nn.Module, paths: LayerPaths) -> None:
+def set_heads(layer: nn.Module, kept: LayerStructure, dense: DenseLayer) -> None:
+    """Tell a layer's attention how many heads it has left."""
+    layout, heads = dense.layout, len(kept.kept["heads"])
+    attention: Any = layer.get_submodule(layout.attention)
+    if isinstance(attention, NoHeads):
+        return
+    if not heads:
+        layer.set_submodule(layout.attention, NoHeads(_output_within(layer, layout)))
+        return
+    counts = {"heads": heads, "width": heads * dense.sizes.head_size}
+    for attribute, count in layout.head_counts.items():
+        setattr(attention, attribute, counts[count])
+
+
+def _output_within(layer: nn.Module, layout: Layout) -> tuple[str, nn.Module] | None:
+    """The linear behind the heads, if it is a child of what computes them, and its name there."""
+    path, inside = layout.matrices["attention_output"].path, f"{layout.attention}."
+    return (path.removeprefix(inside), layer.get_submodule(path)) if path.startswith(inside) else None
+
+
+def activation_of(layer: nn.Module, layout: Layout) -> Callable[[Tensor], Tensor] | None:
+    """What is applied to the output of FC1: a module, or a function that a config brought.
+
+    ``None`` where the forward pass itself names a function.
+    """
+    return None if layout.activation is None else attrgetter(layout.activation)(layer)
+
+
+def fuse_activation(layer: nn.Module, layout: Layout) -> None:
     """Let a block-sparse FC1 apply the activation behind it, where that is one it knows."""
-    fc1, activation = paths.linear(layer, "fc1"), paths.activation_of(layer)
+    activation = activation_of(layer, layout)
+    if layout.activation is None or layout.is_gated():
+        return
+    fc1 = layer.get_submodule(layout.matrices["fc1"].path)
     if isinstance(fc1, BlockSparseLinear) and isinstance(activation, (GELUActivation, nn.ReLU)):
         fc1.activation = "relu" if isinstance(activation, nn.ReLU) else "gelu"
-        layer.set_submodule(paths.activation, Applied(activation))
+        layer.set_submodule(layout.activation, FusedActivation(activation))
 
 
-def separate_activation(layer: nn.Module, paths: LayerPaths) -> None:
+def separate_activation(layer: nn.Module, layout: Layout) -> None:
     """Undo :func:`fuse_activation`."""
-    fc1, applied = paths.linear(layer, "fc1"), paths.activation_of(layer)
-    if isinstance(fc1, BlockSparseLinear) and isinstance(applied, Applied):
+    fused = activation_of(layer, layout)
+    if isinstance(fused, FusedActivation):
+        assert layout.activation is not None
+        fc1 = layer.get_submodule(layout.matrices["fc1"].path)
+        assert isinstance(fc1, BlockSparseLinear)
         fc1.activation = "none"
-        layer.set_submodule(paths.activation, applied.activation)
+        layer.set_submodule(layout.activation, fused.activation)
 
 
 def build_linear(
     old: nn.Module,
-    role: str,
+    name: str,
     kept: LayerStructure,
-    sizes: LayerSizes,
+    dense: DenseLayer,
     block_shape: tuple[int, int] | None,
 ) -> nn.Module:
-    """A linear of one role with the kept shape, on the device and of the dtype of the old one."""
-    rows, columns = kept.linear_shape(role, sizes)
+    """A linear for one matrix with the kept shape, on the device and of the dtype of the old one."""
+    rows, columns = kept.shape(name, dense)
+    group, hidden = dense.layout.matrices[name].rows, dense.sizes.hidden_size
     bias = old.bias is not None
+    # Where no module stands behind the linear, it writes its rows to their places itself.
+    scatter = kept.scatter(group, dense)
+    own_scatter = None if group in dense.layout.followers else scatter
     new: nn.Module
-    if kept.is_empty(role, sizes):
-        if role == "fc1":
+    if kept.is_empty(name, dense):
+        if group == "fc1":
             # FC2 has no columns then, and reads nothing.
-            return nn.Identity()
-        new = EmptyLinear(rows, columns, rows or sizes.hidden_size, bias=bias and rows > 0)
-    elif role in kept.blocks:
+            parts = len(dense.parts(name))
+            return nn.Identity() if parts == 1 else EmptyLinear(rows, columns, parts, bias=False)
+        size = hidden if own_scatter is not None or not rows else rows
+        new = EmptyLinear(rows, columns, size, bias=bias and rows > 0, scatter=own_scatter)
+    elif name in kept.blocks:
         assert block_shape is not None
-        scatter = kept.scatter(role, sizes)
         new = BlockSparseLinear(
             columns,
             rows,
             block_shape,
-            kept.blocks[role],
+            kept.blocks[name],
             bias=bias,
             scatter=scatter,
-            scatter_size=sizes.hidden_size if scatter is not None else None,
+            scatter_size=hidden if scatter is not None else None,
         )
+    elif own_scatter is not None:
+        new = ScatteredLinear(columns, own_scatter, hidden, bias=bias)
     else:
         new = nn.Linear(columns, rows, bias=bias)
     weight = old.weight
@@ -183,7 +176,7 @@ def initialize(module: nn.Module, std: float) -> None:
         init.copy_(module.col_indices, col)
     if isinstance(module, (BlockSparseLinear, EmptyLinear)) and module.bias is not None:
         init.zeros_(module.bias)
-    if isinstance(module, (BlockSparseLinear, RowScatter)) and module.rows is not None:
+    if isinstance(module, SCATTERS) and module.rows is not None:
         init.copy_(module.row_indices, row_places(module.rows))
 
 
@@ -215,21 +208,19 @@ def check_fingerprint(encoder: nn.Module, structure: Structure) -> None:
         )
 
 
-def check_loaded(
-    layers: Iterable[nn.Module], structure: Structure, sizes: LayerSizes, paths: LayerPaths
-) -> None:
+def check_loaded(layers: Iterable[nn.Module], structure: Structure, dense: DenseLayer) -> None:
     """Check the index tensors that a checkpoint brought against its structure.
 
     Raises:
         ValueError: an index tensor is malformed.
     """
     for index, (layer, kept) in enumerate(zip(layers, structure.layers, strict=True)):
-        for role in ROLES:
-            if kept.is_empty(role, sizes):
+        for name in kept.blocks:
+            if kept.is_empty(name, dense):
                 continue
-            linear = paths.linear(layer, role)
-            if isinstance(linear, BlockSparseLinear):
-                try:
-                    linear.matrix().validate()
-                except ValueError as error:
-                    raise ValueError(f"layer {index}, {role}: {error}; the checkpoint is damaged") from None
+            linear = layer.get_submodule(dense.layout.matrices[name].path)
+            assert isinstance(linear, BlockSparseLinear)
+            try:
+                linear.matrix().validate()
+            except ValueError as error:
+                raise ValueError(f"layer {index}, {name}: {error}; the checkpoint is damaged") from None

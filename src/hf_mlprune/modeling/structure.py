@@ -8,79 +8,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .layout import GROUPS, RESIDUAL, DenseLayer
+
 FORMAT_VERSION = 2
-
-ROLES = ("query", "key", "value", "attention_output", "fc1", "fc2")
-#: Those of the heads, which go with them.
-HEAD_ROLES = ("query", "key", "value")
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """Sizes of one dense encoder layer: the ranges that kept indices are counted in.
-
-    Attributes:
-        hidden_size: D, width of the residual stream.
-        num_heads: H.
-        head_size: d; the attention width is ``A = H * d``.
-        ffn_size: F, outputs of FC1.
-    """
-
-    hidden_size: int
-    num_heads: int
-    head_size: int
-    ffn_size: int
 
 
 @dataclass(frozen=True)
 class LayerStructure:
-    """Kept units of one layer: sorted indices into the dense layer.
+    """Kept units of one layer.
 
     Attributes:
-        heads: kept heads, each in ``[0, H)``.
-        attention_output: kept rows of O, each in ``[0, D)``; the others are written as zeros.
-        fc1: kept rows of FC1, each in ``[0, F)``.
-        fc2: kept rows of FC2, each in ``[0, D)``; the others are written as zeros.
-        blocks: number of stored blocks per role; a role that is absent is stored dense.
+        kept: group -> sorted indices into the dense layer's units. Rows of O and FC2 that are not kept are
+            written as zeros.
+        blocks: number of stored blocks per matrix; a matrix that is absent is stored dense.
     """
 
-    heads: tuple[int, ...]
-    attention_output: tuple[int, ...]
-    fc1: tuple[int, ...]
-    fc2: tuple[int, ...]
+    kept: Mapping[str, tuple[int, ...]]
     blocks: Mapping[str, int]
 
     @classmethod
-    def full(cls, sizes: LayerSizes) -> LayerStructure:
+    def full(cls, dense: DenseLayer) -> LayerStructure:
         """The structure of a layer from which nothing was removed."""
-        return cls(
-            heads=tuple(range(sizes.num_heads)),
-            attention_output=tuple(range(sizes.hidden_size)),
-            fc1=tuple(range(sizes.ffn_size)),
-            fc2=tuple(range(sizes.hidden_size)),
-            blocks={},
-        )
+        return cls({group: tuple(range(units)) for group, units in dense.units.items()}, {})
 
-    def linear_shape(self, role: str, sizes: LayerSizes) -> tuple[int, int]:
-        """``(rows, columns)`` of the kept matrix of one role."""
-        width = len(self.heads) * sizes.head_size
-        return {
-            "query": (width, sizes.hidden_size),
-            "key": (width, sizes.hidden_size),
-            "value": (width, sizes.hidden_size),
-            "attention_output": (len(self.attention_output), width),
-            "fc1": (len(self.fc1), sizes.hidden_size),
-            "fc2": (len(self.fc2), len(self.fc1)),
-        }[role]
+    @property
+    def widths(self) -> dict[str, int]:
+        """Kept units of each group."""
+        return {group: len(indices) for group, indices in self.kept.items()}
 
-    def is_empty(self, role: str, sizes: LayerSizes) -> bool:
-        """Whether the matrix of one role has no rows or no columns left."""
-        return 0 in self.linear_shape(role, sizes)
+    def shape(self, name: str, dense: DenseLayer) -> tuple[int, int]:
+        """``(rows, columns)`` of the kept part of a matrix."""
+        return dense.shape(name, self.widths)
 
-    def scatter(self, role: str, sizes: LayerSizes) -> tuple[int, ...] | None:
-        """Places in the residual stream of one role's rows; ``None`` where all or none of them are left."""
-        rows = {"attention_output": self.attention_output, "fc2": self.fc2}.get(role, ())
-        return rows if 0 < len(rows) < sizes.hidden_size else None
+    def is_empty(self, name: str, dense: DenseLayer) -> bool:
+        """Whether a matrix has no rows or no columns left."""
+        return 0 in self.shape(name, dense)
+
+    def scatter(self, group: str, dense: DenseLayer) -> tuple[int, ...] | None:
+        """Places in the residual stream of a group's rows; ``None`` where all or none of them are left."""
+        rows = self.kept[group] if group in RESIDUAL else ()
+        return rows if 0 < len(rows) < dense.sizes.hidden_size else None
 
 
 @dataclass(frozen=True)
@@ -102,10 +69,7 @@ class Structure:
             "block_shape": list(self.block_shape) if self.block_shape else None,
             "layers": [
                 {
-                    "heads": format_ranges(layer.heads),
-                    "attention_output": format_ranges(layer.attention_output),
-                    "fc1": format_ranges(layer.fc1),
-                    "fc2": format_ranges(layer.fc2),
+                    **{group: format_ranges(layer.kept[group]) for group in GROUPS},
                     "blocks": dict(layer.blocks),
                 }
                 for layer in self.layers
@@ -114,12 +78,13 @@ class Structure:
         return {**data, "fingerprint": fingerprint(data)}
 
     @classmethod
-    def from_dict(cls, data: Any, sizes: list[LayerSizes]) -> Structure:
+    def from_dict(cls, data: Any, dense: DenseLayer, count: int) -> Structure:
         """Read and check the JSON form.
 
         Args:
             data: what :meth:`to_dict` wrote.
-            sizes: sizes of the dense layers, one entry per layer.
+            dense: the dense layer.
+            count: layers of the encoder.
 
         Raises:
             ValueError: the data is not a structure of these layers, or its format is newer.
@@ -136,14 +101,11 @@ class Structure:
         _expect_keys("structure", data, {"version", "block_shape", "layers", "fingerprint"})
         block_shape = _read_block_shape(data["block_shape"])
         layers = data["layers"]
-        if not isinstance(layers, list) or len(layers) != len(sizes):
+        if not isinstance(layers, list) or len(layers) != count:
             got = len(layers) if isinstance(layers, list) else type(layers).__name__
-            raise ValueError(f"structure: expected {len(sizes)} layers, got {got}")
+            raise ValueError(f"structure: expected {count} layers, got {got}")
         found = cls(
-            layers=tuple(
-                _read_layer(index, layer, size, block_shape)
-                for index, (layer, size) in enumerate(zip(layers, sizes, strict=True))
-            ),
+            layers=tuple(_read_layer(index, layer, dense, block_shape) for index, layer in enumerate(layers)),
             block_shape=block_shape,
         )
         if data["fingerprint"] != fingerprint(data):
@@ -204,49 +166,33 @@ def parse_ranges(where: str, text: Any, limit: int) -> tuple[int, ...]:
 
 
 def _read_layer(
-    index: int, data: Any, sizes: LayerSizes, block_shape: tuple[int, int] | None
+    index: int, data: Any, dense: DenseLayer, block_shape: tuple[int, int] | None
 ) -> LayerStructure:
     where = f"structure: layer {index}"
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
-    _expect_keys(where, data, {"heads", "attention_output", "fc1", "fc2", "blocks"})
-    layer = LayerStructure(
-        heads=parse_ranges(f"{where}: heads", data["heads"], sizes.num_heads),
-        attention_output=parse_ranges(
-            f"{where}: attention_output", data["attention_output"], sizes.hidden_size
-        ),
-        fc1=parse_ranges(f"{where}: fc1", data["fc1"], sizes.ffn_size),
-        fc2=parse_ranges(f"{where}: fc2", data["fc2"], sizes.hidden_size),
-        blocks={},
-    )
-    return LayerStructure(
-        heads=layer.heads,
-        attention_output=layer.attention_output,
-        fc1=layer.fc1,
-        fc2=layer.fc2,
-        blocks=_read_blocks(where, data["blocks"], layer, sizes, block_shape),
-    )
+    _expect_keys(where, data, {*GROUPS, "blocks"})
+    kept = {
+        group: parse_ranges(f"{where}: {group}", data[group], units) for group, units in dense.units.items()
+    }
+    _check_blocks(where, data["blocks"], LayerStructure(kept, {}), dense, block_shape)
+    return LayerStructure(kept, dict(data["blocks"]))
 
 
-def _read_blocks(
-    where: str,
-    data: Any,
-    layer: LayerStructure,
-    sizes: LayerSizes,
-    block_shape: tuple[int, int] | None,
-) -> dict[str, int]:
+def _check_blocks(
+    where: str, data: Any, layer: LayerStructure, dense: DenseLayer, block_shape: tuple[int, int] | None
+) -> None:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: blocks: expected an object, got {type(data).__name__}")
     if data and block_shape is None:
         raise ValueError(f"{where}: blocks are counted, but block_shape is null")
-    for role, count in data.items():
-        if role not in ROLES:
-            raise ValueError(f"{where}: blocks: expected one of {ROLES}, got {role!r}")
+    for name, count in data.items():
+        if name not in dense.layout.matrices:
+            raise ValueError(f"{where}: blocks: expected one of {tuple(dense.layout.matrices)}, got {name!r}")
         assert block_shape is not None
-        rows, columns = grid_shape(layer.linear_shape(role, sizes), block_shape)
+        rows, columns = grid_shape(layer.shape(name, dense), block_shape)
         if type(count) is not int or not 0 <= count <= rows * columns:
-            raise ValueError(f"{where}: blocks of {role}: expected 0 to {rows * columns}, got {count!r}")
-    return dict(data)
+            raise ValueError(f"{where}: blocks of {name}: expected 0 to {rows * columns}, got {count!r}")
 
 
 def _read_block_shape(data: Any) -> tuple[int, int] | None:

@@ -16,21 +16,20 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from .checks import check_arguments, check_module, check_optimizer, check_writable
-from .config import PruningConfig
-from .files import write_json
-from .loop import (
+from ..config import PruningConfig
+from ..files import write_json
+from ..loop import (
     advance,
     collect,
     current_run,
-    is_attached,
-    measure_density,
-    pruning_state,
     start,
 )
-from .modeling.bert import REPORT_FILE, PrunedBertMixin
-from .modeling.checkpoint import write_text
-from .reporting import print_end, report
+from ..modeling.checkpoint import write_text
+from ..modeling.pretrained import REPORT_FILE, PrunedMixin
+from ..reports.report import print_end, report
+from ..shrinking import ShrinkError, shrink
+from ..state import is_attached, pruning_state
+from .checks import check_arguments, check_module, check_optimizer, check_writable
 from .resuming import (
     check_complete,
     check_resumed,
@@ -39,15 +38,12 @@ from .resuming import (
 from .session import (
     Session,
     has_no_labels,
-    landed,
     measure,
     note,
     open_session,
-    past_step1,
     rescue,
     use_evaluation_weights,
 )
-from .shrinking import ShrinkError, shrink
 
 #: Our card in a repository that `Trainer.push_to_hub` writes its own README.md for.
 PUSHED_CARD = "PRUNING.md"
@@ -185,7 +181,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         So no checkpoint of it can be the best one at the end, and early stopping, which compares with
         the best metric, counts nothing until all masks are final.
         """
-        if not landed(pruning_state(model)):
+        if not pruning_state(model).is_final:
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_pre_optimizer_step(
@@ -217,12 +213,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         pruning = pruning_state(model)
         session = self._at_work()
         session.rehearse()
-        before = past_step1(pruning)
+        before = pruning.structured_is_final
         advance(model, state.global_step)
         if control.should_training_stop:
             use_evaluation_weights(optimizer)
         step1 = pruning.config.step1_teaches and session.teacher is not None
-        if step1 and not before and past_step1(pruning) and not landed(pruning):
+        if step1 and not before and pruning.structured_is_final and not pruning.is_final:
             use_evaluation_weights(optimizer)
             session.teach_by_step1(Path(args.output_dir), write=state.is_world_process_zero)
 
@@ -247,9 +243,9 @@ class PruningCallback(TrainerCallback, ExportableState):
         if "loss" in logs:
             figures = {
                 "density": run.density,
-                "density_target": run.press.target,
-                "lambda": run.press.lambda_,
-                "penalty": run.press.penalty,
+                "density_target": run.pressure.target,
+                "lambda": run.pressure.lambda_,
+                "penalty": run.pressure.penalty,
                 "pruning_phase": float(run.phase),
             }
             distiller = self._at_work().distiller
@@ -301,8 +297,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         use_evaluation_weights(optimizer)
         for gate in pruning.all_gates():
             gate.refresh()
-        target, density = pruning.config.density, measure_density(model)
-        if not landed(pruning) or density > target + 1e-9:
+        target, density = pruning.config.density, pruning.density()
+        if not pruning.is_final or density > target + 1e-9:
             advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
             raise RuntimeError(
                 f"training ended at step {state.global_step} of {state.max_steps}, before pruning did: "
@@ -334,7 +330,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Put our card beside the one that Trainer is about to write over ours."""
-        if isinstance(model, PrunedBertMixin) and model.pruning_card and state.is_world_process_zero:
+        if isinstance(model, PrunedMixin) and model.pruning_card and state.is_world_process_zero:
             write_text(Path(args.output_dir) / PUSHED_CARD, model.pruning_card)
 
     def _prepare(self, model: nn.Module) -> Session:

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertForQuestionAnswering, BertModel
 
-from .attaching import kinds_of
-from .calls import named_tensors
-from .config import PruningConfig
+from ..calls import named_tensors
+from ..config import PruningConfig
+from ..families import head_of
+from ..modeling.family import PREDICTIONS
 from .recording import Encoded
 from .teacher import Teacher
 
 #: Outputs that are no predictions: hidden states have a term of their own.
-NO_PREDICTIONS = ("last_hidden_state", "pooler_output")
-SPANS = ("start_logits", "end_logits")
+NO_PREDICTIONS = PREDICTIONS["AutoModel"]
+SPANS = PREDICTIONS["AutoModelForQuestionAnswering"]
 
 
 def distillation_loss(
@@ -95,11 +95,9 @@ def predictions(model: nn.Module, out: Any) -> dict[str, Tensor]:
 
 def _names(model: nn.Module, tensors: Sequence[Tensor]) -> list[str]:
     """What to call the tensors of a tuple that a model returned."""
-    kinds = kinds_of(model)
-    if kinds is not None and kinds.stock is BertModel:
-        return list(NO_PREDICTIONS)
-    if kinds is not None:
-        return list(SPANS) if kinds.stock is BertForQuestionAnswering else ["logits"]
+    head = head_of(model)
+    if head is not None:
+        return list(head.predictions)
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     return [
         f"output {number} logits" if tensor.dim() >= 2 and tensor.shape[-1] == labels else f"output {number}"

@@ -7,10 +7,10 @@ from torch import Tensor
 from ..gates import Gate
 from ..schedule import Phase, cubic_target
 from ..stages import Stage
-from .base import Method, Moment, Press
+from .base import Method, Pressure, Progress
 
 
-class ImportanceRanking(Method):
+class FisherRanking(Method):
     """Keep what costs the loss most to lose, per weight, on a cubic path to the target.
 
     A unit's score is the moving average of its squared mask gradient, an estimate of the Fisher
@@ -28,22 +28,22 @@ class ImportanceRanking(Method):
         gate.keep.fill_(True)
         gate.scores.zero_()
 
-    def learn(self, stage: Stage, gradients: list[Tensor], target: float, moment: Moment) -> Press:
+    def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
         """``S <- decay · S + (1 - decay) · (dL/dM)²``."""
         decay = self.config.importance_decay
         for gate, gradient, live in zip(stage.gates, gradients, stage.live, strict=True):
             gate.scores[:live].mul_(decay).add_(gradient.square(), alpha=1 - decay)
-        return Press(self._target(stage, target, moment))
+        return Pressure(self._target(stage, target, progress))
 
-    def _target(self, stage: Stage, target: float, moment: Moment) -> float:
-        if moment.phase is Phase.WARMUP:
+    def _target(self, stage: Stage, target: float, progress: Progress) -> float:
+        if progress.phase is Phase.WARMUP:
             return 1.0
-        start, end = moment.schedule.bounds(moment.phase)
-        return cubic_target(target, moment.step, start, end)
+        start, end = progress.schedule.bounds(progress.phase)
+        return cubic_target(target, progress.step, start, end)
 
-    def select(self, stage: Stage, target: float, moment: Moment) -> list[Tensor]:
+    def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
         """The highest ranked units that fit the density of this step."""
-        return stage.fit(self.priorities(stage), self._target(stage, target, moment), fill=False)
+        return stage.fit(self.priorities(stage), self._target(stage, target, progress), fill=False)
 
     def priorities(self, stage: Stage) -> list[Tensor]:
         """Score / weights freed."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from .anatomy import find_encoder
+from ..families import find_encoder
 
 
 def check_module(model: object) -> None:

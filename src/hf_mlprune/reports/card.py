@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .modeling.bert import CARD_MARK
-from .reporting import Report
+from ..modeling.pretrained import CARD_MARK
+from .report import Report
 
 
 def model_card(report: Report, class_name: str) -> str:

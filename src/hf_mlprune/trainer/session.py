@@ -17,20 +17,20 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
-from .attaching import attach, auto_class_name, kinds_of
-from .calls import Call
-from .card import model_card
-from .carrier import TARGETS, Distiller
-from .config import PruningConfig
-from .files import write_folder
-from .latency import Latency, measure_latency
-from .loop import is_attached, pruning_state
-from .masked import PruningState
-from .modeling.bert import PrunedBertMixin
-from .reporting import Report, report
+from ..attaching import attach
+from ..calls import Call
+from ..config import PruningConfig
+from ..distillation.hooks import TARGETS, Distiller
+from ..distillation.teacher import Teacher, fingerprint, load_teacher
+from ..families import head_of
+from ..files import write_folder
+from ..modeling.pretrained import PrunedMixin
+from ..reports.card import model_card
+from ..reports.latency import Latency, measure_latency
+from ..reports.report import Report, report
+from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
+from ..state import is_attached, pruning_state
 from .resuming import STEP1_TEACHER, find_step1_teacher
-from .shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
-from .teacher import Teacher, fingerprint, load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +70,14 @@ class Session:
 
         Args:
             args: of the run.
-            without_labels: see :class:`~hf_mlprune.carrier.Distiller`.
+            without_labels: see :class:`~hf_mlprune.distillation.hooks.Distiller`.
             rows_without_labels: see there; of the interrupted run, if one is resumed.
         """
         self._rehearsed = set()
         self.watch()
         config = pruning_state(self.model).config
         teacher = self.teacher
-        if teacher is not None and config.step1_teaches and past_step1(pruning_state(self.model)):
+        if teacher is not None and config.step1_teaches and pruning_state(self.model).structured_is_final:
             teacher = load_teacher(find_step1_teacher(args), self.model, config)
         self.distiller = Distiller(
             self.model,
@@ -177,7 +177,7 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
             f"the model has masks already, of other settings than the callback ({', '.join(differing)}): "
             "load the model anew, or give the callback no settings to use the model's"
         )
-    if teacher is not None and config.step1_teaches and kinds_of(model) is None:
+    if teacher is not None and config.step1_teaches and head_of(model) is None:
         raise TypeError(
             f"block_teacher='step1': expected a stock class, got {type(model).__name__}, whose "
             "step-1 model a resumed run could not load again; set block_teacher='teacher'"
@@ -195,23 +195,13 @@ def note(model: nn.Module, found: Report) -> None:
     A stock model inside a module of the script's own gets the report alone.
     """
     for module in model.modules():
-        if isinstance(module, PrunedBertMixin):
+        if isinstance(module, PrunedMixin):
             module.pruning_report = found.to_dict()
-    kinds = kinds_of(model)
-    if kinds is not None:
-        assert isinstance(model, PrunedBertMixin)
-        model.pruning_card = model_card(found, auto_class_name(kinds))
+    head = head_of(model)
+    if head is not None:
+        assert isinstance(model, PrunedMixin)
+        model.pruning_card = model_card(found, head.auto)
         model.add_model_tags(["pruning", "hf-mlprune"])
-
-
-def past_step1(pruning: PruningState) -> bool:
-    """Whether head and row masks are final."""
-    return int(pruning.landed) >= 1
-
-
-def landed(pruning: PruningState) -> bool:
-    """Whether all masks are final."""
-    return int(pruning.landed) >= 2
 
 
 def measure(
@@ -228,7 +218,7 @@ def measure(
         model: a pruned model.
         session: of its run.
         shapes: sequences and most tokens of each.
-        rounds: see :func:`~hf_mlprune.latency.measure_latency`.
+        rounds: see :func:`~hf_mlprune.reports.latency.measure_latency`.
         budget_seconds: the same, per shape.
     """
     lengths = [length for call in session.calls.values() if (length := call.length()) is not None]
@@ -262,9 +252,9 @@ def rescue(model: nn.Module, output_dir: Path) -> str:
         return f"the model could not be saved in {folder} either: {error}"
     if not masked:
         return f"the pruned model is whole, and saved in {folder}"
-    kinds = kinds_of(model)
-    if kinds is not None:
-        how = f"model = {auto_class_name(kinds)}.from_pretrained({str(folder)!r}); shrink(model)"
+    head = head_of(model)
+    if head is not None:
+        how = f"model = {head.auto}.from_pretrained({str(folder)!r}); shrink(model)"
     else:
         how = (
             "make the model anew; attach(model, PruningConfig.create(...)) with the settings of this run; "

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .anatomy import Anatomy
+from ..families import Encoder
 
 
 @dataclass
@@ -36,12 +36,12 @@ class EncoderRecorder:
     ``forward``, past the hooks of the encoder itself.
 
     Args:
-        parts: the encoder.
+        encoder: what is recorded.
         attention: whether to keep attention weights.
     """
 
-    def __init__(self, parts: Anatomy, *, attention: bool) -> None:
-        self.parts, self.attention = parts, attention
+    def __init__(self, encoder: Encoder, *, attention: bool) -> None:
+        self.encoder, self.attention = encoder, attention
         self._passes: list[Encoded] = []
         self._recording = False
         self._present: Encoded | None = None
@@ -50,8 +50,9 @@ class EncoderRecorder:
 
     def install(self) -> None:
         """Register the hooks."""
-        encoder, layers = self.parts.encoder, [layer.module for layer in self.parts.layers]
-        embeddings = encoder.get_submodule(self.parts.embeddings)
+        layout = self.encoder.dense.layout
+        encoder, layers = self.encoder.module, [layer.module for layer in self.encoder.layers]
+        embeddings = encoder.get_submodule(layout.embeddings)
         self._handles = [
             encoder.register_forward_pre_hook(self._called, with_kwargs=True),
             embeddings.register_forward_hook(self._embedded),
@@ -59,9 +60,9 @@ class EncoderRecorder:
             *(layer.register_forward_hook(self._keep) for layer in layers),
             layers[-1].register_forward_hook(self._leave),
         ]
-        for index, layer in enumerate(self.parts.layers if self.attention else ()):
-            if layer.structure.heads:
-                module = layer.module.get_submodule(self.parts.paths.attention)
+        for index, layer in enumerate(self.encoder.layers if self.attention else ()):
+            if layer.structure.kept["heads"]:
+                module = layer.module.get_submodule(layout.attention)
                 hook = partial(self._keep_attention, index)
                 self._handles.append(module.register_forward_hook(hook))
 

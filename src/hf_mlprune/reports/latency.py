@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
 
-from .anatomy import anatomy
-from .attaching import plain_config
-from .editing import restored
-from .shrinking import random_batch
-from .timing import interleave
+from ..editing import restored
+from ..families import inspect_encoder, random_batch, stock_encoder
+from ..timing import interleave
 
 
 @dataclass(frozen=True)
@@ -64,19 +61,19 @@ def measure_latency(
     Returns:
         The times, or ``None`` if a dense model does not fit into memory beside the pruned one.
     """
-    encoder = anatomy(model).encoder
-    tokens = random_batch(model, batch, length, choices=False)["input_ids"]
+    found = inspect_encoder(model)
+    encoder = found.module
+    inputs = random_batch(encoder, found, batch, length)
+    # As most served batches of one length are called.
+    inputs.pop("attention_mask", None)
 
     def call(network: nn.Module) -> None:
-        network(input_ids=tokens)
+        network(**inputs)
         if encoder.device.type == "cuda":
             torch.cuda.synchronize(encoder.device)
 
     try:
-        config = BertConfig.from_dict(plain_config(encoder.config))
-        config._attn_implementation = encoder.config._attn_implementation
-        dense = BertModel(config, add_pooling_layer=encoder.pooler is not None)
-        dense = dense.to(encoder.device, encoder.dtype).eval()
+        dense = stock_encoder(found).to(encoder.device, encoder.dtype).eval()
         with restored(encoder), torch.inference_mode():
             encoder.eval()
             timing = interleave(
@@ -86,7 +83,7 @@ def measure_latency(
         return None
     return Latency(
         batch=batch,
-        length=tokens.shape[-1],
+        length=inputs["input_ids"].shape[-1],
         threads=torch.get_num_threads(),
         device=device_name(encoder.device),
         dense_seconds=timing.seconds[0],

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .anatomy import anatomy
-from .attaching import kinds_of
-from .calls import Call, map_tensors, named_tensors
-from .config import PruningConfig
-from .distill import distillation_loss
+from ..calls import Call, map_tensors, named_tensors
+from ..config import PruningConfig
+from ..families import head_of, inspect_encoder
+from .losses import distillation_loss
 from .recording import EncoderRecorder
 from .teacher import Teacher
 
@@ -107,14 +106,14 @@ class Distiller:
 
     def install(self) -> None:
         """Register the hooks; with an attention term, switch both models to eager attention."""
-        parts = [anatomy(self.model)] if self.teacher is not None else []
-        if self.teacher is not None and self.teacher.parts is not None:
-            parts.append(self.teacher.parts)
+        encoders = [inspect_encoder(self.model)] if self.teacher is not None else []
+        if self.teacher is not None and self.teacher.encoder is not None:
+            encoders.append(self.teacher.encoder)
         attention = self.config.attention_weight > 0
-        self._recorders = [EncoderRecorder(part, attention=attention) for part in parts]
-        for part in parts if attention else ():
-            self._attention.append((part.encoder, part.encoder.config._attn_implementation))
-            part.encoder.set_attn_implementation("eager")
+        self._recorders = [EncoderRecorder(encoder, attention=attention) for encoder in encoders]
+        for encoder in encoders if attention else ():
+            self._attention.append((encoder.module, encoder.module.config._attn_implementation))
+            encoder.module.set_attn_implementation("eager")
         # Where the model is the encoder itself, recording begins and ends between these two.
         self._handles = [self.model.register_forward_pre_hook(self._before, with_kwargs=True)]
         for recorder in self._recorders:
@@ -279,7 +278,7 @@ class Distiller:
     def _teach(self, teacher: Teacher, call: Call) -> Any:
         """What the teacher returns for a call of the student, and the passes of its encoder."""
         # No loss is asked for, except of a teacher that is not known to do without.
-        unneeded = TARGETS if kinds_of(teacher.model) is not None else ()
+        unneeded = TARGETS if head_of(teacher.model) is not None else ()
         kwargs = {name: value for name, value in call.kwargs.items() if name not in unneeded}
         device = next(self.model.parameters()).device.type
         recorders = self._recorders[1:]

@@ -9,21 +9,12 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import (
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertModel,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from .anatomy import Anatomy, anatomy
-from .attaching import auto_class_name, kinds_of
-from .config import PruningConfig
-from .modeling.bert import unloaded_keys
-
-#: Models of whose config `num_labels` and `id2label` say nothing.
-UNLABELLED = (BertModel, BertForMaskedLM, BertForMultipleChoice, BertForQuestionAnswering)
+from ..config import PruningConfig
+from ..families import Encoder, head_of, inspect_encoder
+from ..modeling.checkpoint import POOLER
+from ..modeling.pretrained import unloaded_keys
 
 Positions = tuple[tuple[int, ...], ...]
 
@@ -34,13 +25,13 @@ class Teacher:
 
     Attributes:
         model: the teacher, on the student's device.
-        parts: its encoder, if hidden states or attention weights are matched.
+        encoder: its encoder, if hidden states or attention weights are matched.
         student_heads: per layer, positions of the shared heads among the student's.
         teacher_heads: the same heads' positions among the teacher's.
     """
 
     model: nn.Module
-    parts: Anatomy | None
+    encoder: Encoder | None
     student_heads: Positions
     teacher_heads: Positions
 
@@ -68,21 +59,21 @@ def load_teacher(source: str | nn.Module, student: nn.Module, config: PruningCon
     _check_shared(model, student)
     _check_head(model, student)
     _check_labels(model, student)
-    parts, *heads = _shared_heads(model, student, config)
+    encoder, *heads = _shared_heads(model, student, config)
     device = next(student.parameters()).device
-    return Teacher(model.to(device).eval(), parts, *heads)
+    return Teacher(model.to(device).eval(), encoder, *heads)
 
 
 def _load(source: str, student: nn.Module) -> PreTrainedModel:
-    kinds = kinds_of(student)
-    if kinds is None:
+    head = head_of(student)
+    if head is None:
         raise TypeError(
             f"teacher: {type(student).__name__} is not a stock class; load the teacher yourself "
             "and pass the model"
         )
-    auto = getattr(transformers, auto_class_name(kinds))
+    auto = getattr(transformers, head.auto)
     model, info = auto.from_pretrained(source, dtype=student.dtype, output_loading_info=True)
-    missing = sorted(key for key in unloaded_keys(info) if not key.startswith("pooler."))
+    missing = sorted(key for key in unloaded_keys(info) if not key.startswith(POOLER))
     if missing:
         raise ValueError(
             f"teacher: expected a fine-tuned {type(student).__name__.removeprefix('Prunable')} in "
@@ -101,7 +92,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.named_parameters()):
-        if not name.startswith("pooler."):
+        if not name.startswith(POOLER):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
     config = getattr(model, "config", None)
@@ -122,8 +113,8 @@ def _check_shared(teacher: nn.Module, student: nn.Module) -> None:
 
 
 def _check_head(teacher: nn.Module, student: nn.Module) -> None:
-    theirs, ours = kinds_of(teacher), kinds_of(student)
-    if theirs is not None and ours is not None and theirs != ours:
+    theirs, ours = head_of(teacher), head_of(student)
+    if theirs is not None and ours is not None and theirs.auto != ours.auto:
         raise ValueError(
             f"teacher: expected a {ours.stock.__name__} as the student is, got a {theirs.stock.__name__}"
         )
@@ -132,7 +123,8 @@ def _check_head(teacher: nn.Module, student: nn.Module) -> None:
 def _check_labels(teacher: nn.Module, student: nn.Module) -> None:
     if not isinstance(teacher, PreTrainedModel) or not isinstance(student, PreTrainedModel):
         return  # What a module of the script's own says of its labels is not known.
-    labelled = not isinstance(student, UNLABELLED)
+    head = head_of(student)
+    labelled = head is None or head.has_labels
     for name in ("vocab_size", "num_labels") if labelled else ("vocab_size",):
         theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
         if theirs != ours:
@@ -153,22 +145,22 @@ def _check_labels(teacher: nn.Module, student: nn.Module) -> None:
 
 def _shared_heads(
     teacher: nn.Module, student: nn.Module, config: PruningConfig
-) -> tuple[Anatomy | None, Positions, Positions]:
+) -> tuple[Encoder | None, Positions, Positions]:
     if not (config.hidden_weight or config.attention_weight):
         return None, (), ()
     try:
-        theirs, ours = anatomy(teacher), anatomy(student)
+        theirs, ours = inspect_encoder(teacher), inspect_encoder(student)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"teacher: hidden-state and attention terms need a teacher of the student's family "
             f"({error}); for logits only set hidden_weight=0 and attention_weight=0"
         ) from error
-    words = [parts.encoder.config.vocab_size for parts in (theirs, ours)]
+    words = [getattr(encoder.module.config, "vocab_size", None) for encoder in (theirs, ours)]
     if words[0] != words[1]:
         raise ValueError(f"teacher: expected vocab_size={words[1]} as in the student, got {words[0]}")
-    size = (theirs.sizes.hidden_size, len(theirs.layers))
-    expected = (ours.sizes.hidden_size, len(ours.layers))
-    heads = (theirs.sizes.num_heads, ours.sizes.num_heads)
+    size = (theirs.dense.sizes.hidden_size, len(theirs.layers))
+    expected = (ours.dense.sizes.hidden_size, len(ours.layers))
+    heads = (theirs.dense.sizes.num_heads, ours.dense.sizes.num_heads)
     if size != expected or (config.attention_weight and heads[0] != heads[1]):
         raise ValueError(
             f"teacher: expected hidden size, layers and heads {(*expected, heads[1])} as in the "
@@ -176,13 +168,13 @@ def _shared_heads(
             "its logits only: set hidden_weight=0 and attention_weight=0"
         )
     shared = [
-        sorted(set(a.structure.heads) & set(b.structure.heads))
+        sorted(set(a.structure.kept["heads"]) & set(b.structure.kept["heads"]))
         for a, b in zip(theirs.layers, ours.layers, strict=True)
     ]
 
     def positions(layers: Sequence[Any]) -> Positions:
         return tuple(
-            tuple(layer.structure.heads.index(head) for head in common)
+            tuple(layer.structure.kept["heads"].index(head) for head in common)
             for layer, common in zip(layers, shared, strict=True)
         )
 

@@ -11,15 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from .anatomy import Anatomy, anatomy
-from .budget import attention_multiply_adds, block_weights, structure_weights
-from .config import PruningConfig
-from .kernels import explain
+from ..budgets.multiply_adds import attention_multiply_adds
+from ..budgets.weights import block_weights
+from ..config import PruningConfig
+from ..families import Encoder, inspect_encoder
+from ..kernels import explain
+from ..masked import MaskedLinear
+from ..modeling.block_sparse import BlockSparseLinear
+from ..modeling.structure import LayerStructure, grid_shape
+from ..shrinking import ShrinkReport
+from ..state import STATE_NAME, PruningState
 from .latency import Latency
-from .masked import STATE_NAME, MaskedLinear, PruningState
-from .modeling.block_sparse import BlockSparseLinear
-from .modeling.structure import HEAD_ROLES, ROLES, LayerStructure, grid_shape
-from .shrinking import ShrinkReport
 
 REPORT_VERSION = 1
 
@@ -129,29 +131,30 @@ def report(
     Args:
         model: a model with one encoder of a known family.
         shrunk: what :func:`~hf_mlprune.shrinking.shrink` said of it, if it was shrunk just now.
-        latency: what :func:`~hf_mlprune.latency.measure_latency` found.
+        latency: what :func:`~hf_mlprune.reports.latency.measure_latency` found.
         settings: of the run that pruned it.
         length: tokens of the sequence that multiply-adds are counted for.
 
     Raises:
         TypeError: the model is of no known family.
     """
-    parts = anatomy(model)
-    layers = tuple(_layer_report(parts, index) for index in range(len(parts.layers)))
+    encoder = inspect_encoder(model)
+    sizes = encoder.dense.sizes
+    layers = tuple(_layer_report(encoder, index) for index in range(len(encoder.layers)))
     kept = sum(layer.weights[0] for layer in layers)
     total = sum(layer.weights[1] for layer in layers)
-    width = [layer.heads[0] * parts.sizes.head_size for layer in layers]
-    full_width = parts.sizes.num_heads * parts.sizes.head_size
+    width = [layer.heads[0] * sizes.head_size for layer in layers]
+    full_width = sizes.num_heads * sizes.head_size
     # Masked weights are counted as removed; the biases that go with them only once they are gone.
     parameters = sum(p.numel() for p in model.parameters())
-    embeddings = sum(p.numel() for p in parts.encoder.get_submodule("embeddings").parameters())
-    dense = dense_parameters(model)
+    embeddings = encoder.module.get_submodule(encoder.dense.layout.embeddings)
+    dense = _dense_parameters(model, encoder)
     if any(isinstance(module, MaskedLinear) for module in model.modules()):
         parameters = dense - (total - kept)
     return Report(
         density=kept / total,
         parameters=(parameters, dense),
-        embedding_parameters=embeddings,
+        embedding_parameters=sum(p.numel() for p in embeddings.parameters()),
         multiply_adds=(
             kept * length + sum(attention_multiply_adds(w, 1, length) for w in width),
             total * length + len(layers) * attention_multiply_adds(full_width, 1, length),
@@ -186,30 +189,34 @@ def print_end(found: Report, settings: PruningConfig) -> None:
         console.print(str(line))
 
 
-def dense_parameters(model: nn.Module) -> int:
+def _dense_parameters(model: nn.Module, encoder: Encoder) -> int:
     """Parameters of the dense model that this one was made from."""
-    parts = anatomy(model)
     own = sum(p.numel() for p in model.parameters())
-    full = LayerStructure.full(parts.sizes)
-    for layer in parts.layers:
-        for role in ROLES:
-            rows, columns = full.linear_shape(role, parts.sizes)
-            gone = role in HEAD_ROLES and not layer.structure.heads
-            linear = None if gone else parts.paths.linear(layer.module, role)
+    dense = encoder.dense
+    for layer in encoder.layers:
+        for name, matrix in dense.layout.matrices.items():
+            rows, columns = dense.shape(name, dense.units)
+            gone = matrix.rows == "heads" and not layer.structure.kept["heads"]
+            linear = None if gone else layer.module.get_submodule(matrix.path)
             present = 0 if linear is None else sum(p.numel() for p in linear.parameters())
-            own += rows * columns + rows - present
+            own += rows * columns + (rows if _has_bias(encoder, name) else 0) - present
     return own
 
 
-def _layer_report(parts: Anatomy, index: int) -> LayerReport:
-    layer, sizes = parts.layers[index], parts.sizes
-    full = LayerStructure.full(sizes)
-    kept = _kept(parts, index)
+def _has_bias(encoder: Encoder, name: str) -> bool:
+    """Whether a matrix has a bias, asked of a layer that has the matrix."""
+    present = [layer.linears[name] for layer in encoder.layers if name in layer.linears]
+    return not present or present[0].bias is not None
+
+
+def _layer_report(encoder: Encoder, index: int) -> LayerReport:
+    layer, dense = encoder.layers[index], encoder.dense
+    kept = _kept(encoder, index)
     blocks = [0, 0]
     weights = 0
-    for role in ROLES:
-        rows, columns = kept.linear_shape(role, sizes)
-        linear = layer.linears.get(role)
+    for name in dense.layout.matrices:
+        rows, columns = kept.shape(name, dense)
+        linear = layer.linears.get(name)
         if isinstance(linear, MaskedLinear) and linear.masks.blocks is not None:
             costs, keep = linear.live_blocks()
             blocks = [blocks[0] + int(keep.sum()), blocks[1] + len(costs)]
@@ -220,21 +227,15 @@ def _layer_report(parts: Anatomy, index: int) -> LayerReport:
             weights += _block_sparse_weights(linear)
         else:
             weights += rows * columns
-    return LayerReport(
-        heads=(len(kept.heads), len(full.heads)),
-        attention_output=(len(kept.attention_output), len(full.attention_output)),
-        fc1=(len(kept.fc1), len(full.fc1)),
-        fc2=(len(kept.fc2), len(full.fc2)),
-        blocks=(blocks[0], blocks[1]),
-        weights=(weights, structure_weights(full, sizes)),
-    )
+    units = {group: (kept.widths[group], total) for group, total in dense.units.items()}
+    return LayerReport(**units, blocks=(blocks[0], blocks[1]), weights=(weights, dense.weights(dense.units)))
 
 
-def _kept(parts: Anatomy, index: int) -> LayerStructure:
-    state = getattr(parts.encoder, STATE_NAME, None)
+def _kept(encoder: Encoder, index: int) -> LayerStructure:
+    state = getattr(encoder.module, STATE_NAME, None)
     if isinstance(state, PruningState):
         return state.kept_structure(index)
-    return parts.layers[index].structure
+    return encoder.layers[index].structure
 
 
 def _block_sparse_weights(linear: BlockSparseLinear) -> int:

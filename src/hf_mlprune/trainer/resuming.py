@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .modeling.checkpoint import stored_tensors
+from ..modeling.checkpoint import stored_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Distillation: what a teacher computes of the same inputs, as a loss."""

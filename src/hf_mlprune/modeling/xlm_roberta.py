@@ -1,0 +1,74 @@
+"""XLM-RoBERTa: its layout, and its pruned models."""
+
+from __future__ import annotations
+
+from transformers import (
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaModel,
+)
+
+# Not all are used here: transformers 5.0 copies, of a local folder, only the files that this one names.
+from .block_sparse import BlockSparseLinear as BlockSparseLinear
+from .checkpoint import read_header as read_header
+from .family import PrunedConfigMixin, define_family
+from .fields import ConfigFields as ConfigFields
+from .layout import BERT_LAYOUT
+from .pretrained import PrunedMixin
+from .pruned import apply_structure as apply_structure
+from .standins import RowScatter as RowScatter
+from .structure import Structure as Structure
+
+
+class PrunedXLMRobertaConfig(PrunedConfigMixin, XLMRobertaConfig):
+    """Config of a pruned XLM-RoBERTa: the sizes of the dense model, and which units are left."""
+
+    model_type = "pruned_xlm-roberta"
+    layout = BERT_LAYOUT
+
+
+class PrunedXLMRobertaMixin(PrunedMixin):
+    """What pruned XLM-RoBERTa models have in common."""
+
+    config_class = PrunedXLMRobertaConfig
+
+
+class PrunedXLMRobertaModel(PrunedXLMRobertaMixin, XLMRobertaModel):
+    """:class:`~transformers.XLMRobertaModel` with the layers that were kept."""
+
+
+class PrunedXLMRobertaForMaskedLM(PrunedXLMRobertaMixin, XLMRobertaForMaskedLM):
+    """:class:`~transformers.XLMRobertaForMaskedLM` with the layers that were kept."""
+
+
+class PrunedXLMRobertaForSequenceClassification(PrunedXLMRobertaMixin, XLMRobertaForSequenceClassification):
+    """:class:`~transformers.XLMRobertaForSequenceClassification` with the layers that were kept."""
+
+
+class PrunedXLMRobertaForTokenClassification(PrunedXLMRobertaMixin, XLMRobertaForTokenClassification):
+    """:class:`~transformers.XLMRobertaForTokenClassification` with the layers that were kept."""
+
+
+class PrunedXLMRobertaForQuestionAnswering(PrunedXLMRobertaMixin, XLMRobertaForQuestionAnswering):
+    """:class:`~transformers.XLMRobertaForQuestionAnswering` with the layers that were kept."""
+
+
+class PrunedXLMRobertaForMultipleChoice(PrunedXLMRobertaMixin, XLMRobertaForMultipleChoice):
+    """:class:`~transformers.XLMRobertaForMultipleChoice` with the layers that were kept."""
+
+
+FAMILY = define_family(
+    PrunedXLMRobertaConfig,
+    {
+        "AutoModel": PrunedXLMRobertaModel,
+        "AutoModelForMaskedLM": PrunedXLMRobertaForMaskedLM,
+        "AutoModelForSequenceClassification": PrunedXLMRobertaForSequenceClassification,
+        "AutoModelForTokenClassification": PrunedXLMRobertaForTokenClassification,
+        "AutoModelForQuestionAnswering": PrunedXLMRobertaForQuestionAnswering,
+        "AutoModelForMultipleChoice": PrunedXLMRobertaForMultipleChoice,
+    },
+)

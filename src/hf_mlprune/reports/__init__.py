@@ -1,0 +1,1 @@
+"""What a model has left, how fast it is, and its card."""

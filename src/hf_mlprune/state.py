@@ -1,0 +1,215 @@
+"""The state of a pruning run, as a module of the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import PruningConfig
+from .families import Encoder
+from .gates import Gate, GateOf
+from .masked import MaskedLinear, Masks
+from .modeling.block_sparse import BlockSparseLinear
+from .modeling.layout import HIDDEN, SCORING, DenseLayer
+from .modeling.pruned import build_linear, separate_activation, set_follower
+from .modeling.standins import ScatteredLinear
+from .modeling.structure import LayerStructure, grid_shape
+
+STATE_NAME = "pruning"
+
+
+class PruningState(nn.Module):
+    """All that a pruning run knows, as a submodule of the encoder: saved and resumed with it.
+
+    Attributes:
+        config: the settings.
+        dense: one dense layer.
+        base: the structure that masks were laid over, one entry per layer (a pruned model can be
+            pruned further).
+        layers: per layer, gates by name: ``heads``, ``attention_output``, ``fc1``, ``fc2`` and
+            ``blocks_<matrix>``.
+        linears: the linears with masks, in the order of the layers.
+        landed: int64 ``(1,)``; stages whose masks are final: 0, 1 (heads and rows) or 2 (all).
+    """
+
+    landed: Tensor
+
+    def __init__(self, config: PruningConfig, encoder: Encoder) -> None:
+        super().__init__()
+        device = encoder.module.device
+        self.config = config
+        self.dense: DenseLayer = encoder.dense
+        self.base: tuple[LayerStructure, ...] = encoder.structure.layers
+        self.layers = nn.ModuleList(
+            _make_gates(config, layer, encoder.dense, index, device) for index, layer in enumerate(self.base)
+        )
+        # A tuple, as they are no submodules of the state.
+        self.linears: tuple[MaskedLinear, ...] = ()
+        # What `loop.start` and the callback at work set up; never saved.
+        self.run: object | None = None
+        self.session: object | None = None
+        self.register_buffer("landed", torch.zeros(1, dtype=torch.int64, device=device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what a run set up: copies and pickles of a model take no part in it."""
+        return {**vars(self), "run": None, "session": None}
+
+    def gates(self, index: int) -> dict[str, Gate]:
+        """Gates of one layer by name."""
+        layer = self.layers[index]
+        assert isinstance(layer, nn.ModuleDict)
+        return {name: gate for name, gate in layer.items() if isinstance(gate, Gate)}
+
+    def all_gates(self) -> Iterator[Gate]:
+        """Every gate, in a fixed order."""
+        for index in range(len(self.layers)):
+            yield from self.gates(index).values()
+
+    def included(self) -> list[int]:
+        """Indices of the layers that are pruned."""
+        return [i for i in range(len(self.base)) if i not in self.config.exclude]
+
+    @property
+    def structured_is_final(self) -> bool:
+        """Whether the masks of heads and rows are final."""
+        return int(self.landed) >= 1
+
+    @property
+    def is_final(self) -> bool:
+        """Whether all masks are final."""
+        return int(self.landed) >= 2
+
+    def total_weights(self) -> int:
+        """Weights of the prunable linears of the dense model: the denominator of density."""
+        return self.dense.weights(self.dense.units) * len(self.included())
+
+    def density(self) -> float:
+        """Kept weights of the prunable linears / all of them in the dense model."""
+        live = [linear.live_blocks() for linear in self.linears]
+        return sum(int(costs[keep].sum()) for costs, keep in live) / self.total_weights()
+
+    def kept_structure(self, index: int) -> LayerStructure:
+        """Kept units of one layer as indices into the dense layer, blocks not considered."""
+        gates = self.gates(index)
+
+        def kept(group: str, indices: tuple[int, ...]) -> tuple[int, ...]:
+            if group not in gates:
+                return indices
+            keep = gates[group].keep.tolist()
+            return tuple(i for i, stays in zip(indices, keep, strict=True) if stays)
+
+        return LayerStructure({group: kept(group, old) for group, old in self.base[index].kept.items()}, {})
+
+
+def _make_gates(
+    config: PruningConfig, kept: LayerStructure, dense: DenseLayer, index: int, device: torch.device
+) -> nn.ModuleDict:
+    gates: dict[str, nn.Module] = {}
+    if index in config.exclude:
+        return nn.ModuleDict(gates)
+    if "heads" in config.levels and kept.kept["heads"]:
+        gates["heads"] = Gate(len(kept.kept["heads"]), device)
+    for group in config.row_sites if "rows" in config.levels else ():
+        # Rows of a matrix without columns weigh nothing.
+        if not any(kept.is_empty(name, dense) for name in dense.layout.names(group)):
+            gates[group] = Gate(len(kept.kept[group]), device)
+    if config.blocks:
+        for name in dense.layout.matrices:
+            rows, columns = grid_shape(kept.shape(name, dense), config.block_shape)
+            if rows * columns:
+                gates[f"blocks_{name}"] = Gate(rows * columns, device)
+    return nn.ModuleDict(gates)
+
+
+def pruning_state(model: nn.Module) -> PruningState:
+    """The state of a model whose masks are learned.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    found = find_state(model)
+    if found is None:
+        raise ValueError(
+            f"{type(model).__name__} has no masks: call `attach(model, config)` before training it"
+        )
+    return found
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether masks are being learned in this model."""
+    return find_state(model) is not None
+
+
+def find_state(model: nn.Module) -> PruningState | None:
+    """The state of a model, if its masks are learned."""
+    # Stock models say where their encoder is.
+    state = getattr(getattr(model, "base_model", None), STATE_NAME, None)
+    if isinstance(state, PruningState):
+        return state
+    return next((module for module in model.modules() if isinstance(module, PruningState)), None)
+
+
+def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_keys: bool) -> PruningState:
+    """Cast the prunable linears of an encoder in place, and hang the state into it.
+
+    Raises:
+        ValueError: ``exclude`` names a layer that is not there, or every layer.
+        TypeError: a prunable linear is not an ``nn.Linear``.
+    """
+    count = len(encoder.layers)
+    if any(index >= count for index in config.exclude) or len(set(config.exclude)) == count:
+        raise ValueError(f"exclude: expected some of the layers 0 to {count - 1}, got {list(config.exclude)}")
+    for index in set(config.exclude):
+        if any(isinstance(linear, BlockSparseLinear) for linear in encoder.layers[index].linears.values()):
+            raise ValueError(
+                f"exclude: layer {index} is stored as blocks, which a further run makes dense again; "
+                "leave it out of exclude"
+            )
+    restore_dense_blocks(encoder)
+    state = PruningState(config, encoder)
+    casts: list[tuple[nn.Linear, Masks]] = []
+    for index in state.included():
+        gates = state.gates(index)
+        for name, linear in encoder.layers[index].linears.items():
+            if type(linear) not in (nn.Linear, ScatteredLinear):
+                raise TypeError(f"layer {index}, {name}: expected nn.Linear, got {type(linear).__name__}")
+            assert isinstance(linear, nn.Linear)
+            casts.append((linear, _masks_of(name, gates, encoder.dense, config, mask_queries_and_keys)))
+    for linear, masks in casts:
+        MaskedLinear.cast(linear, masks)
+    state.linears = tuple(linear for linear, _ in casts if isinstance(linear, MaskedLinear))
+    encoder.module.add_module(STATE_NAME, state.train(encoder.module.training))
+    return state
+
+
+def _masks_of(
+    name: str, gates: dict[str, Gate], dense: DenseLayer, config: PruningConfig, mask_queries_and_keys: bool
+) -> Masks:
+    matrix = dense.layout.matrices[name]
+    rows = columns = None
+    if matrix.rows in gates:
+        masked = tuple(mask_queries_and_keys or part not in SCORING for part in dense.parts(name))
+        rows = GateOf(gates[matrix.rows], dense.span(matrix.rows), masked)
+    if matrix.columns != HIDDEN and matrix.columns in gates:
+        columns = GateOf(gates[matrix.columns], dense.span(matrix.columns))
+    return Masks(rows, columns, gates.get(f"blocks_{name}"), config.block_shape)
+
+
+def restore_dense_blocks(encoder: Encoder) -> None:
+    """Give a pruned model dense weights again where it had blocks; zeros stand for removed ones."""
+    for layer in encoder.layers:
+        separate_activation(layer.module, encoder.dense.layout)
+        for name, linear in layer.linears.items():
+            if isinstance(linear, BlockSparseLinear):
+                plain = build_linear(linear, name, layer.structure, encoder.dense, None)
+                assert isinstance(plain, nn.Linear)
+                with torch.no_grad():
+                    plain.weight.copy_(linear.matrix().to_dense())
+                    if linear.bias is not None:
+                        plain.bias.copy_(linear.bias)
+                layer.module.set_submodule(encoder.dense.layout.matrices[name].path, plain)
+                set_follower(layer.module, name, layer.structure, encoder.dense)
+                layer.linears[name] = plain

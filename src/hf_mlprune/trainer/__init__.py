@@ -1,0 +1,1 @@
+"""Pruning in the stock Trainer."""
