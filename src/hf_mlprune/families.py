@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .modeling import bert, camembert, distilbert, electra, modernbert, roberta, xlm_roberta
+from .modeling import (
+    bert,
+    camembert,
+    deberta_v2,
+    distilbert,
+    electra,
+    esm,
+    modernbert,
+    mpnet,
+    roberta,
+    xlm_roberta,
+)
 from .modeling.family import Family, Head
 from .modeling.layout import DenseLayer
 from .modeling.pretrained import encoder_layers
@@ -24,7 +35,10 @@ FAMILIES: tuple[Family, ...] = (
     camembert.FAMILY,
     electra.FAMILY,
     distilbert.FAMILY,
+    mpnet.FAMILY,
     modernbert.FAMILY,
+    deberta_v2.FAMILY,
+    esm.FAMILY,
 )
 
 

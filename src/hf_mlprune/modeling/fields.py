@@ -13,12 +13,12 @@ from .layout import LayerSizes
 
 #: Most heads and rows of all layers together.
 MAX_UNITS = 2**22
-#: Sizes of any family's config, and the largest that is built before the weights are read.
+#: Sizes of any family's config: the smallest, and the largest that is built before the weights are read.
 BOUNDS = {
-    "vocab_size": 2**24,
-    "max_position_embeddings": 2**20,
-    "type_vocab_size": 2**16,
-    "embedding_size": 2**16,
+    "vocab_size": (1, 2**24),
+    "max_position_embeddings": (1, 2**20),
+    "type_vocab_size": (0, 2**16),
+    "embedding_size": (1, 2**16),
 }
 BOOLEANS = ("is_decoder", "add_cross_attention", "output_hidden_states", "output_attentions", "return_dict")
 NUMBERS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
@@ -34,8 +34,7 @@ class ConfigFields:
         num_heads: H.
         ffn_size: F.
         activation: of the FFN.
-        head_size: d; ``None`` for D / H.
-        bounds: largest value of each further size, from 1.
+        bounds: smallest and largest value of each further size, of each side if it has several.
         numbers: further numbers from 0 to 1.
     """
 
@@ -44,15 +43,13 @@ class ConfigFields:
     num_heads: str = "num_attention_heads"
     ffn_size: str = "intermediate_size"
     activation: str = "hidden_act"
-    head_size: str | None = None
-    bounds: Mapping[str, int] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()
 
     def sizes(self, config: Any) -> LayerSizes:
         """Sizes of one dense layer."""
         hidden, heads = getattr(config, self.hidden_size), getattr(config, self.num_heads)
-        head_size = None if self.head_size is None else getattr(config, self.head_size, None)
-        return LayerSizes(hidden, heads, head_size or hidden // heads, getattr(config, self.ffn_size))
+        return LayerSizes(hidden, heads, hidden // heads, getattr(config, self.ffn_size))
 
 
 def check_config(data: Mapping[str, Any], fields: ConfigFields) -> None:
@@ -91,18 +88,18 @@ def check_config(data: Mapping[str, Any], fields: ConfigFields) -> None:
 
 def _check_sizes(data: Mapping[str, Any], fields: ConfigFields) -> None:
     bounds = {
-        fields.hidden_size: 2**16,
-        fields.num_layers: 2**10,
-        fields.num_heads: 2**12,
-        fields.ffn_size: 2**20,
-        **({} if fields.head_size is None else {fields.head_size: 2**12}),
+        fields.hidden_size: (1, 2**16),
+        fields.num_layers: (1, 2**10),
+        fields.num_heads: (1, 2**12),
+        fields.ffn_size: (1, 2**20),
         **BOUNDS,
         **fields.bounds,
     }
-    for name, largest in bounds.items():
-        size = data.get(name, 1)
-        if type(size) is not int or not 0 < size <= largest:
-            raise ValueError(f"config.json: {name}: expected 1 to {largest}, got {size!r:.80}")
+    for name, (least, most) in bounds.items():
+        size = data.get(name, most)
+        sides = size if isinstance(size, (list, tuple)) and name in fields.bounds else [size]
+        if not all(type(side) is int and least <= side <= most for side in sides):
+            raise ValueError(f"config.json: {name}: expected {least} to {most}, got {size!r:.80}")
     width = data.get(fields.ffn_size, 1) + 3 * data.get(fields.hidden_size, 1)
     if data.get(fields.num_layers, 1) * width > MAX_UNITS:
         raise ValueError(f"config.json: expected at most {MAX_UNITS} heads and rows of all layers together")

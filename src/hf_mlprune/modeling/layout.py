@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Number = TypeVar("Number", int, Tensor)
 
@@ -68,6 +68,8 @@ class Layout:
         followers: group of :data:`RESIDUAL` -> path of the module right behind its matrix, from a layer. Kept
             rows are written to their places there; without one, by the linear itself.
         head_counts: attribute of the attention that holds the number of heads, one with their width.
+        select_heads: is told which heads an attention keeps, for families in which it reads something that
+            has an entry for every dense head.
     """
 
     layers: str
@@ -79,6 +81,7 @@ class Layout:
     head_counts: Mapping[str, str] = field(
         default_factory=lambda: {"num_attention_heads": "heads", "all_head_size": "width"}
     )
+    select_heads: Callable[[nn.Module, tuple[int, ...]], None] | None = None
 
     def names(self, group: str) -> tuple[str, ...]:
         """Matrices whose rows belong to a group."""

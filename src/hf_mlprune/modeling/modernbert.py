@@ -46,7 +46,7 @@ class PrunedModernBertConfig(PrunedConfigMixin, ModernBertConfig):
     layout = LAYOUT
     config_fields = ConfigFields(
         activation="hidden_activation",
-        bounds={"local_attention": 2**20, "global_attn_every_n_layers": 2**10},
+        bounds={"local_attention": (1, 2**20), "global_attn_every_n_layers": (1, 2**10)},
         numbers=("attention_dropout", "mlp_dropout", "embedding_dropout", "classifier_dropout", "norm_eps"),
     )
 

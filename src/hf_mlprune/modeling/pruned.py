@@ -13,13 +13,13 @@ from transformers.activations import GELUActivation
 
 from .block_sparse import BlockSparseLinear, row_places
 from .layout import DenseLayer, Layout
-from .standins import EmptyLinear, FusedActivation, NoHeads, RowScatter, ScatteredLinear
+from .standins import EmptyLinear, FusedActivation, NoHeads, RowScatter, ScatteredLinear, Selection
 from .structure import LayerStructure, Structure
 
 #: Buffer of an encoder, uint8 (16,).
 FINGERPRINT = "structure_fingerprint"
 #: Modules whose buffer `row_indices` follows from the structure.
-SCATTERS = (BlockSparseLinear, EmptyLinear, RowScatter, ScatteredLinear)
+SCATTERS = (BlockSparseLinear, EmptyLinear, RowScatter, ScatteredLinear, Selection)
 
 
 def apply_structure(layers: Iterable[nn.Module], structure: Structure, dense: DenseLayer) -> None:
@@ -70,6 +70,8 @@ def set_heads(layer: nn.Module, kept: LayerStructure, dense: DenseLayer) -> None
     counts = {"heads": heads, "width": heads * dense.sizes.head_size}
     for attribute, count in layout.head_counts.items():
         setattr(attention, attribute, counts[count])
+    if layout.select_heads is not None:
+        layout.select_heads(attention, kept.kept["heads"])
 
 
 def _output_within(layer: nn.Module, layout: Layout) -> tuple[str, nn.Module] | None:

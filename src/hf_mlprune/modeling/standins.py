@@ -154,3 +154,24 @@ class RowScatter(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
         return f"rows={len(self.rows)}, size={self.size}"
+
+
+class Selection(nn.Module):
+    """Takes some entries of one axis.
+
+    Args:
+        rows: their places, increasing.
+        dim: the axis.
+    """
+
+    row_indices: Tensor
+
+    def __init__(self, rows: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.dim = dim
+        self.register_buffer("row_indices", row_places(rows), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input with fewer entries."""
+        return x.index_select(self.dim, self.row_indices)
