@@ -14,12 +14,14 @@ from .modeling import (
     bert,
     camembert,
     deberta_v2,
+    deit,
     distilbert,
     electra,
     esm,
     modernbert,
     mpnet,
     roberta,
+    vit,
     xlm_roberta,
 )
 from .modeling.family import Family, Head
@@ -39,6 +41,8 @@ FAMILIES: tuple[Family, ...] = (
     modernbert.FAMILY,
     deberta_v2.FAMILY,
     esm.FAMILY,
+    vit.FAMILY,
+    deit.FAMILY,
 )
 
 
@@ -205,13 +209,22 @@ def random_batch(model: nn.Module, encoder: Encoder, rows: int, length: int) -> 
         encoder: its encoder.
         rows: sequences (of two choices each, for a multiple-choice head), or images.
         length: tokens per sequence; as many as the model can take, if that is less. One sequence is padded.
+            Images have the size that the model takes.
     """
     config, head = encoder.module.config, head_of(model)
     device = encoder.module.device
     generator = torch.Generator().manual_seed(0)
+    if encoder.family.takes_images:
+        pixels = torch.randn(rows, config.num_channels, *_sides(config.image_size), generator=generator)
+        return {"pixel_values": pixels.to(device, encoder.module.dtype)}
     length = min(length, config.max_position_embeddings)
     pair = (2,) if head is not None and head.has_choices else ()
     tokens = torch.randint(0, config.vocab_size, (rows, *pair, length), generator=generator)
     mask = torch.ones_like(tokens)
     mask[rows // 2, ..., length // 2 :] = 0
     return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Height and width, of which configs give one if they are equal."""
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)

@@ -15,7 +15,7 @@ from .families import FAMILIES, Encoder, inspect_encoder
 from .loop import reset_state
 from .methods import make_method
 from .modeling.checkpoint import keep_present_names
-from .modeling.family import Family, Head
+from .modeling.family import Family, Head, share_conversions
 from .modeling.fields import check_config
 from .modeling.pretrained import become, check_files, encoder_layers, unloaded_keys
 from .modeling.pruned import FINGERPRINT, apply_structure, initialize
@@ -245,6 +245,7 @@ def _derive_config(family: Family) -> type[PrunableConfigMixin]:
         # transformers makes configs dataclasses, which get an `__init__` unless their own class has one.
         "__init__": PrunableConfigMixin.__init__,
     }
+    share_conversions(family.name, f"prunable_{family.name}")
     return type(name, (PrunableConfigMixin, stock), contents)
 
 
@@ -257,6 +258,7 @@ def _derive_class(head: Head, config: type[PrunableConfigMixin]) -> type[PreTrai
         "config_class": config,
         "task_head": head,
     }
+    share_conversions(head.stock.__name__, name)
     return type(name, (PrunableMixin, head.stock), contents)
 
 

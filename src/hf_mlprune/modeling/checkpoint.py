@@ -151,11 +151,6 @@ def keep_present_names(model: nn.Module) -> None:
             module._weight_conversions = []
 
 
-def _present_name(name: str) -> str:
-    """What transformers calls a tensor of an old checkpoint; we kept such names at saving, too, once."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
 def check_stored(
     stored: Mapping[str, StoredTensor],
     expected: Mapping[str, Tensor],
@@ -168,7 +163,7 @@ def check_stored(
     """Compare what is stored with what a model of the config would hold, before memory is taken for it.
 
     Args:
-        stored: headers of the weight files.
+        stored: headers of the weight files, under the names that transformers gives their tensors.
         expected: the model's tensors, on the meta device.
         prefix: name of the encoder within a model with a head; stored names may have it or not.
         is_encoder: whether the model is the encoder itself.
@@ -178,7 +173,7 @@ def check_stored(
     Raises:
         ValueError: a tensor of the encoder is missing, or one is of another shape or kind.
     """
-    by_name = {_present_name(name).removeprefix(f"{prefix}."): tensor for name, tensor in stored.items()}
+    by_name = {name.removeprefix(f"{prefix}."): tensor for name, tensor in stored.items()}
     for key, tensor in expected.items():
         name = key.removeprefix(f"{prefix}.")
         found = by_name.get(name)

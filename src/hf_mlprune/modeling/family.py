@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from .fields import ConfigFields, check_config
 from .layout import DenseLayer, Layout
@@ -75,6 +79,11 @@ class Family:
         return name
 
     @property
+    def takes_images(self) -> bool:
+        """Whether its models are called with pixels, not tokens."""
+        return bool(self.heads[0].stock.main_input_name == "pixel_values")
+
+    @property
     def stock_config(self) -> Any:
         """The config class of stock models."""
         return self.heads[0].stock.config_class
@@ -97,8 +106,22 @@ def define_family(config: type[PrunedConfigMixin], heads: Mapping[str, type[PreT
         # By their defining module, as a checkpoint's own code runs under another name than ours.
         stock = next(base for base in pruned.__mro__ if base.__module__.startswith("transformers.models."))
         found.append(Head(auto, stock, pruned))
+        share_conversions(stock.__name__, pruned.__name__)
     config.family = Family(config, tuple(found))
+    share_conversions(config.family.name, config.model_type)
     return config.family
+
+
+def share_conversions(stock: str, ours: str) -> None:
+    """Have transformers read old checkpoints into models of ours as into stock ones.
+
+    Args:
+        stock: a class name or a model type, whose old tensor names it knows.
+        ours: the same of ours.
+    """
+    conversions = get_checkpoint_conversion_mapping(stock)
+    if conversions is not None:
+        register_checkpoint_conversion_mapping(ours, conversions, overwrite=True)
 
 
 class PrunedConfigMixin:

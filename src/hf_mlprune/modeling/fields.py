@@ -20,6 +20,13 @@ BOUNDS = {
     "type_vocab_size": (0, 2**16),
     "embedding_size": (1, 2**16),
 }
+#: Of families that take images.
+IMAGE_BOUNDS = {
+    "image_size": (1, 2**14),
+    "patch_size": (1, 2**14),
+    "num_channels": (1, 2**10),
+    "encoder_stride": (1, 2**10),
+}
 BOOLEANS = ("is_decoder", "add_cross_attention", "output_hidden_states", "output_attentions", "return_dict")
 NUMBERS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -107,6 +108,33 @@ BERT_LAYOUT = Layout(
     },
     activation="intermediate.intermediate_act_fn",
     followers={"attention_output": "attention.output.dropout", "fc2": "output.dropout"},
+)
+
+
+#: Of ViT and DeiT. No module of their own stands behind O or FC2.
+VIT_LAYOUT = Layout(
+    layers="layers",
+    embeddings="embeddings",
+    attention="attention",
+    matrices={
+        "query": Matrix("attention.q_proj", rows="heads"),
+        "key": Matrix("attention.k_proj", rows="heads"),
+        "value": Matrix("attention.v_proj", rows="heads"),
+        "attention_output": Matrix("attention.o_proj", rows="attention_output", columns="heads"),
+        "fc1": Matrix("mlp.fc1", rows="fc1"),
+        "fc2": Matrix("mlp.fc2", rows="fc2", columns="fc1"),
+    },
+    activation="mlp.activation_fn",
+    head_counts={"num_attention_heads": "heads"},
+)
+#: The same in transformers 5.0.
+VIT_5_0_LAYOUT = dataclasses.replace(
+    BERT_LAYOUT,
+    attention="attention.attention",
+    matrices={
+        name: dataclasses.replace(matrix, path=matrix.path.replace("attention.self", "attention.attention"))
+        for name, matrix in BERT_LAYOUT.matrices.items()
+    },
 )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from .checkpoint import (
     HUB_ARGUMENTS,
@@ -63,6 +64,13 @@ def unloaded_keys(info: dict[str, Any]) -> set[str]:
     return set(info["missing_keys"]) | mismatched
 
 
+def _present_name(model: PreTrainedModel, name: str) -> str:
+    """What transformers calls a tensor of an old checkpoint when it loads it."""
+    for transform in get_model_conversion_mapping(model):
+        name, _ = transform.rename_source_key(name)
+    return name
+
+
 def _tied(model: nn.Module) -> list[list[str]]:
     """Names of the parameters that have several, together."""
     groups: dict[int, list[str]] = {}
@@ -106,6 +114,7 @@ def check_files(
     with torch.device("meta"):
         model = model_class(config)
         model.tie_weights()
+    stored = {_present_name(model, name): tensor for name, tensor in stored.items()}
     tensors = model.state_dict()
     # A tied weight is stored under one of its names; an encoder may be saved without its pooler.
     optional = {name for group in _tied(model) if any(name in stored for name in group) for name in group}

@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..editing import restored
 from ..families import inspect_encoder, random_batch, stock_encoder
@@ -54,7 +54,7 @@ def measure_latency(
     Args:
         model: a pruned model; put into evaluation mode and back.
         batch: sequences.
-        length: tokens per sequence.
+        length: tokens per sequence; images have their own.
         rounds: at most this many rounds.
         budget_seconds: no new round is begun after this long, warm-up included; one is always counted.
 
@@ -67,15 +67,17 @@ def measure_latency(
     # As most served batches of one length are called.
     inputs.pop("attention_mask", None)
 
-    def call(network: nn.Module) -> None:
-        network(**inputs)
+    def call(network: nn.Module) -> Tensor:
+        states: Tensor = network(**inputs)[0]
         if encoder.device.type == "cuda":
             torch.cuda.synchronize(encoder.device)
+        return states
 
     try:
         dense = stock_encoder(found).to(encoder.device, encoder.dtype).eval()
         with restored(encoder), torch.inference_mode():
             encoder.eval()
+            tokens = call(encoder).shape[1]
             timing = interleave(
                 [lambda: call(dense), lambda: call(encoder)], rounds=rounds, budget_seconds=budget_seconds
             )
@@ -83,7 +85,7 @@ def measure_latency(
         return None
     return Latency(
         batch=batch,
-        length=inputs["input_ids"].shape[-1],
+        length=tokens,
         threads=torch.get_num_threads(),
         device=device_name(encoder.device),
         dense_seconds=timing.seconds[0],
