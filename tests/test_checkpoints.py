@@ -33,11 +33,14 @@ from hf_mlprune import (
     shrink,
 )
 from hf_mlprune.config import LEVELS
+from hf_mlprune.families import FAMILIES
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, PrunedBertModel
 from hf_mlprune.modeling.structure import fingerprint
 
 MODELING = Path(hf_mlprune.__file__).parent / "modeling"
-CODE = {path.name for path in MODELING.glob("*.py")} - {"__init__.py"}
+FAMILY_FILES = {f"{family.config.__module__.rpartition('.')[2]}.py" for family in FAMILIES}
+SHARED = {path.name for path in MODELING.glob("*.py")} - {"__init__.py"} - FAMILY_FILES
+CODE = SHARED | {"bert.py"}
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -93,14 +96,15 @@ def test_folder_is_smaller_and_has_code_report_and_no_pickle(pruned_folder, tmp_
     assert {"batch", "length", "threads", "device", "speedup"} <= report["latency"][0].keys()
 
 
-def test_the_entry_file_names_every_other_one():
+@pytest.mark.parametrize("file", sorted(FAMILY_FILES))
+def test_a_family_names_every_shared_file_and_no_other_family(file):
     """transformers 5.0 copies only those for `trust_remote_code` from a local folder."""
-    named = re.findall(r"^from \.(\w+) import", (MODELING / "bert.py").read_text(), re.MULTILINE)
-    assert {f"{name}.py" for name in named} == CODE - {"bert.py"}
+    named = re.findall(r"^from \.(\w+) import", (MODELING / file).read_text(), re.MULTILINE)
+    assert {f"{name}.py" for name in named} == SHARED
 
 
 def test_code_in_checkpoints_imports_torch_transformers_and_the_standard_library_only():
-    for name in CODE:
+    for name in SHARED | FAMILY_FILES:
         for node in ast.walk(ast.parse((MODELING / name).read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
