@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from common import write_result
 from hf_mlprune import report
-from hf_mlprune.families import inspect_encoder
+from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.modeling.bert import PrunedBertConfig, PrunedBertModel
 from hf_mlprune.modeling.structure import LayerStructure, Structure
 from hf_mlprune.timing import interleave

@@ -262,7 +262,7 @@ class Names(nn.Module):
             {},
             r"expected scores of the student's shape \(8, 3\), got \(8, 2\)",
         ),
-        (lambda: nn.Linear(2, 2), {}, "need a teacher of the student's family"),
+        (lambda: nn.Linear(2, 2), {}, "need a teacher with the student's encoders"),
         (partial(make_model, "model", 3, vocab_size=80), {}, "vocab_size=64 as in the student, got 80"),
     ],
 )

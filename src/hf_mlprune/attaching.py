@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .config import PruningConfig
 from .editing import edited
-from .families import Encoder, head_of, inspect_encoder, plain_config
+from .encoders import Encoder, inspect_encoders
+from .families import head_of, plain_config
 from .modeling.checkpoint import keep_present_names
 from .modeling.family import Head
 from .modeling.pretrained import become
@@ -21,8 +23,8 @@ from .state import PruningState, is_attached
 logger = logging.getLogger(__name__)
 
 
-def attach(model: nn.Module, config: PruningConfig) -> PruningState:
-    """Make a model prunable, in place: dense, or pruned before.
+def attach(model: nn.Module, config: PruningConfig) -> list[PruningState]:
+    """Make the encoders of a model prunable, in place: dense, or pruned before.
 
     Stock classes become the ``PrunableBertFor...`` of the same head, so that checkpoints in the middle
     of training load through the Auto classes. A class of the user's own keeps its class, which
@@ -30,29 +32,24 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
     raised leaves the model as it was.
 
     Args:
-        model: a model with one encoder of a known family.
+        model: a model with one encoder of a known family, or with those that ``config.encoder`` names.
         config: the settings.
 
     Returns:
-        The run's state, a submodule of the encoder.
+        The run's state of each encoder, which is a submodule of it.
 
     Raises:
-        TypeError: the model cannot be pruned (see :func:`~hf_mlprune.families.inspect_encoder`).
+        TypeError: the model cannot be pruned (see :func:`~hf_mlprune.encoders.inspect_encoders`).
         ValueError: masks are attached already, or a setting does not fit the model.
     """
     if is_attached(model):
         raise ValueError("the model has masks already: attach once per run")
-    encoder = inspect_encoder(model)
-    _check_linears(encoder)
+    encoders = inspect_encoders(model, config.encoder)
+    for encoder in encoders:
+        _check_linears(encoder)
     with edited(model):
-        state = new_masks(encoder, config)
-        old = encoder.module.config
-        kind: Any = CONFIGS[encoder.family.name]
-        new = kind.from_dict({**plain_config(old), "pruning": config.to_dict()})
-        new.structure = without_blocks(getattr(old, "structure", None))
-        swap_class(model, old, new)
+        states = [_attach(model, encoder, config) for encoder in encoders]
         keep_present_names(model)
-        set_fingerprint(encoder.module, None)
     if head_of(model) is None and isinstance(model, PreTrainedModel):
         logger.warning(
             "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
@@ -61,6 +58,17 @@ def attach(model: nn.Module, config: PruningConfig) -> PruningState:
             "serving from the PrunedBertFor... of its head",
             type(model).__name__,
         )
+    return states
+
+
+def _attach(model: nn.Module, encoder: Encoder, config: PruningConfig) -> PruningState:
+    state = new_masks(encoder, config)
+    old = encoder.module.config
+    kind: Any = CONFIGS[encoder.family.name]
+    new = kind.from_dict({**plain_config(old), "pruning": config.to_dict()})
+    new.structure = without_blocks(getattr(old, "structure", None))
+    swap_class(model, encoder.module, new)
+    set_fingerprint(encoder.module, None)
     return state
 
 
@@ -83,22 +91,42 @@ def _check_linears(encoder: Encoder) -> None:
                 )
 
 
-def swap_class(model: nn.Module, old: Any, new: Any) -> None:
-    """Give a model, in place, another config in all modules that share it, and their classes with it.
+def swap_class(model: nn.Module, encoder: PreTrainedModel, new: Any) -> None:
+    """Give an encoder, and what holds it in a model, another config in place, and their classes with it.
 
     A module of a known class that is or holds the encoder gets the class of its head that has this config;
-    classes of the user's own stay.
+    classes of the user's own stay. A config that holds the old one is replaced by a copy that holds the new.
     """
+    old = encoder.config
     new._attn_implementation = old._attn_implementation
+    copies: dict[int, Any] = {}
+    inside = set(encoder.modules())
     for module in model.modules():
+        # Other encoders may have been made from the same config.
+        if module not in inside and encoder not in set(module.modules()):
+            continue
         # Their own: some wrappers' is a property that reads that of the module that they hold.
-        if vars(module).get("config") is not old:
+        config = vars(module).get("config")
+        if config is not old:
+            if isinstance(config, PreTrainedConfig):
+                module.config = copies.setdefault(id(config), _with_part(config, old, new))
             continue
         module.config = new
         head = head_of(module)
         if head is not None:
             assert isinstance(module, PreTrainedModel)
             become(module, _class_of(head, new), new)
+
+
+def _with_part(config: Any, old: Any, new: Any) -> Any:
+    """A config in which another stands for one of its parts; itself, if that is none."""
+    names = [name for name, value in vars(config).items() if value is old]
+    if not names:
+        return config
+    changed = copy.copy(config)
+    for name in names:
+        setattr(changed, name, new)
+    return changed
 
 
 def _class_of(head: Head, config: Any) -> type[PreTrainedModel]:

@@ -43,6 +43,8 @@ class PruningConfig:
             ``"fc2"``. Rows of the last two are scattered back into the residual.
         block_shape: ``(rows, columns)`` of a block.
         exclude: indices of encoder layers to leave alone; they are not counted in any density.
+        encoder: paths of the encoders to prune within a model that has several, or of the modules that hold
+            one each. Each is pruned to the density.
         structured_density: density after heads and rows, from which blocks go on; ``None`` derives
             it (see :meth:`first_target`).
         minimum_units: units that every group keeps; 0 lets a layer lose all its heads or FFN rows.
@@ -75,6 +77,7 @@ class PruningConfig:
     row_sites: tuple[str, ...] = ("fc1",)
     block_shape: tuple[int, int] = (16, 16)
     exclude: tuple[int, ...] = ()
+    encoder: tuple[str, ...] = ()
     structured_density: float | None = None
     minimum_units: int = 1
     method: str = "fisher"
@@ -135,7 +138,9 @@ class PruningConfig:
             value = getattr(self, field.name)
             if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):
                 object.__setattr__(self, field.name, float(value))
-        for name in ("levels", "row_sites", "block_shape", "exclude"):
+        if isinstance(self.encoder, str):
+            object.__setattr__(self, "encoder", (self.encoder,))
+        for name in ("levels", "row_sites", "block_shape", "exclude", "encoder"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, (list, tuple)):
                 raise ValueError(f"{name}: expected a list, got {value!r}")
@@ -159,6 +164,8 @@ class PruningConfig:
             )
         if not all(type(index) is int and index >= 0 for index in self.exclude):
             raise ValueError(f"exclude: expected layer indices from 0 up, got {self.exclude!r}")
+        if not all(isinstance(path, str) and path for path in self.encoder):
+            raise ValueError(f"encoder: expected paths such as 'text_model', got {self.encoder!r}")
         if self.structured_density is not None:
             _check_fraction("structured_density", self.structured_density, zero=False)
             if self.structured_density < self.density:

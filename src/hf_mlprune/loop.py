@@ -23,7 +23,7 @@ from .methods import Method, make_method
 from .methods.base import Pressure, Progress
 from .schedule import Phase, Schedule, make_schedule
 from .stages import BlockStage, Stage, StructuredStage
-from .state import PruningState, pruning_state
+from .state import PruningState, is_attached, pruning_states
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +91,15 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
         ValueError: the run is too short, a number of steps is not one, the density cannot be reached, or
             the masks in the model are not those of a run at this step. The model is as it was.
     """
-    state = pruning_state(model)
-    config = state.config
+    states = pruning_states(model)
     if type(max_steps) is not int or type(step) is not int or not 0 <= step <= max_steps:
         raise ValueError(
             f"start: expected whole numbers with 0 <= step <= max_steps, got {step!r}, {max_steps!r}"
         )
-    schedule = make_schedule(config, max_steps)
+    schedule = make_schedule(states[0].config, max_steps)
     with edited(model):
-        _begin(state, schedule, step)
+        for state in states:
+            _begin(state, schedule, step)
 
 
 def _begin(state: PruningState, schedule: Schedule, step: int) -> None:
@@ -134,7 +134,8 @@ def collect(model: nn.Module) -> None:
         RuntimeError: no gradient reached the masks since the last call.
         FloatingPointError: a mask gradient is not finite.
     """
-    learn(pruning_state(model))
+    for state in pruning_states(model):
+        learn(state)
 
 
 def learn(state: PruningState) -> None:
@@ -162,7 +163,8 @@ def advance(model: nn.Module, step: int) -> None:
         ValueError: the step is not the next one.
         RuntimeError: masks learn, but `collect` was not called in this step.
     """
-    move(pruning_state(model), step)
+    for state in pruning_states(model):
+        move(state, step)
 
 
 def move(state: PruningState, step: int) -> None:
@@ -189,6 +191,33 @@ def move(state: PruningState, step: int) -> None:
         _set_masks(run.stage, masks)
     if run.stage is not None:
         _watch(state, run, step)
+
+
+def is_running(model: nn.Module) -> bool:
+    """Whether a run was begun on a model."""
+    return is_attached(model) and pruning_states(model)[0].run is not None
+
+
+def figures(model: nn.Module) -> dict[str, float]:
+    """Where the run of a model stands; of several encoders, all together.
+
+    Returns:
+        ``density``, ``density_target``, ``lambda`` and ``penalty`` of the regularizer, ``pruning_phase``.
+    """
+    states = pruning_states(model)
+    runs = [current_run(state) for state in states]
+    weights = [state.total_weights() for state in states]
+
+    def mean(values: list[float]) -> float:
+        return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+    return {
+        "density": mean([run.density for run in runs]),
+        "density_target": mean([run.pressure.target for run in runs]),
+        "lambda": mean([run.pressure.lambda_ for run in runs]),
+        "penalty": mean([run.pressure.penalty for run in runs]),
+        "pruning_phase": float(runs[0].phase),
+    }
 
 
 def _target(state: PruningState, phase: Phase) -> float:

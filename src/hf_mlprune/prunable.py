@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .config import PruningConfig
-from .families import FAMILIES, Encoder, inspect_encoder
+from .encoders import Encoder, inspect_encoder
+from .families import FAMILIES
 from .loop import reset_state
 from .methods import make_method
 from .modeling.checkpoint import keep_present_names

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from .attaching import swap_class
 from .calls import Call
 from .editing import edited
-from .families import Encoder, head_of, inspect_encoder, plain_config, random_batch
+from .encoders import Encoder, inspect_encoders, random_batch
+from .families import head_of, plain_config
 from .masked import MaskedLinear
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from .modeling.layout import DenseLayer
@@ -24,7 +25,7 @@ from .modeling.pruned import build_linear, fuse_activation, set_fingerprint, set
 from .modeling.standins import EmptyLinear
 from .modeling.structure import LayerStructure, Structure, grid_shape
 from .proof import Comparison, compare, fixed_random_state, outputs, proof_dtypes
-from .state import STATE_NAME, PruningState, pruning_state
+from .state import STATE_NAME, PruningState, pruning_states
 
 Batch = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ class ShrinkReport:
     """What a shrink did.
 
     Attributes:
-        structure: what is left.
+        structures: what is left of each encoder, by its path in the model.
         max_difference: largest absolute difference between outputs of masked and shrunk model; of their
             encoders, if the models return nothing to compare.
         max_output: largest absolute output.
@@ -47,7 +48,7 @@ class ShrinkReport:
         real_batches: number of real batches compared on; 0 if on random tokens.
     """
 
-    structure: Structure
+    structures: Mapping[str, Structure]
     max_difference: float
     max_output: float
     tolerance: float
@@ -74,12 +75,11 @@ def shrink(model: nn.Module, batches: Sequence[Batch | Call] = ()) -> ShrinkRepo
         ValueError: the model has no masks, or a run that was begun is not over.
         ShrinkError: outputs differ by more than rounding, or cannot be compared.
     """
-    state = pruning_state(model)
-    if state.run is not None and not state.is_final:
+    if any(state.run is not None and not state.is_final for state in pruning_states(model)):
         raise ValueError(
             "the run is not over: its masks are not final; call `advance` after each of its steps"
         )
-    return _shrink(model, state, batches)
+    return _shrink(model, batches)
 
 
 def rehearse(
@@ -98,15 +98,15 @@ def rehearse(
         ShrinkError: see :func:`shrink`.
         Exception: whatever the model or ``inspect`` raises.
     """
-    state = pruning_state(model)
+    states = pruning_states(model)
     try:
         # A resumed run rehearses at another step than the straight one, and must draw as that does.
-        with edited(model), fixed_random_state(state.landed.device):
-            for gate in state.all_gates():
+        with edited(model), fixed_random_state(states[0].landed.device):
+            for gate in (gate for state in states for gate in state.all_gates()):
                 kept = gate.keep.nonzero()[::2]
                 gate.keep.fill_(False)
                 gate.keep[kept] = True
-            inspect(_shrink(model, state, batches))
+            inspect(_shrink(model, batches))
             raise _RehearsedError
     except _RehearsedError:
         return
@@ -127,16 +127,16 @@ def shrunk_copy(model: PreTrainedModel, batches: Sequence[Batch | Call] = ()) ->
     return copy.eval()
 
 
-def _shrink(model: nn.Module, state: PruningState, batches: Sequence[Batch | Call]) -> ShrinkReport:
+def _shrink(model: nn.Module, batches: Sequence[Batch | Call]) -> ShrinkReport:
     calls = [batch if isinstance(batch, Call) else Call((), dict(batch)) for batch in batches]
     dtypes = proof_dtypes(model)
     for dtype in dtypes[:-1]:
         try:
-            return _shrink_and_prove(model, state, calls, dtype)
+            return _shrink_and_prove(model, calls, dtype)
         except _UnequalError as error:
             unequal = error
     try:
-        return _shrink_and_prove(model, state, calls, dtypes[-1])
+        return _shrink_and_prove(model, calls, dtypes[-1])
     except _UnequalError as error:
         raise _difference(error.comparison) from None
     except (torch.OutOfMemoryError, MemoryError):
@@ -164,28 +164,24 @@ class _UnequalError(Exception):
         self.comparison = comparison
 
 
-def _shrink_and_prove(
-    model: nn.Module, state: PruningState, calls: Sequence[Call], dtype: torch.dtype
-) -> ShrinkReport:
-    encoder, real = inspect_encoder(model), len(calls)
+def _shrink_and_prove(model: nn.Module, calls: Sequence[Call], dtype: torch.dtype) -> ShrinkReport:
+    encoders, real = inspect_encoders(model, pruning_states(model)[0].config.encoder), len(calls)
     if not calls and head_of(model) is not None:
         # How a class of the user's own is called is not known.
-        calls = [Call((), random_batch(model, encoder, 2, 32))]
-    # Always the encoder, too: a model may return tags, text, or what does not come from its encoder.
-    compared = [(model, calls), (encoder.module, [Call((), random_batch(encoder.module, encoder, 2, 32))])]
+        calls = [Call((), random_batch(model, encoders[0], 2, 32))]
+    # Always the encoders, too: a model may return tags, text, or what does not come from its encoder.
+    compared = [
+        (model, calls),
+        *((encoder.module, [Call((), random_batch(encoder.module, encoder, 2, 32))]) for encoder in encoders),
+    ]
     before = [outputs(module, made, dtype) for module, made in compared]
     # New layers draw their first weights.
-    with fixed_random_state(encoder.module.device):
-        linears, structure = _plan(encoder, state)
+    with fixed_random_state(encoders[0].module.device):
+        plans = [(encoder, *_plan(encoder)) for encoder in encoders]
     with edited(model):
-        encoder.module.__delattr__(STATE_NAME)
-        for layer, kept, new in zip(encoder.layers, structure.layers, linears, strict=True):
-            for name, linear in new.items():
-                layer.module.set_submodule(encoder.dense.layout.matrices[name].path, linear)
-                set_follower(layer.module, name, kept, encoder.dense)
-            set_heads(layer.module, kept, encoder.dense)
-            fuse_activation(layer.module, encoder.dense.layout)
-        _become_pruned(model, encoder, structure)
+        for encoder, linears, structure in plans:
+            _replace(encoder, linears, structure)
+            _become_pruned(model, encoder, structure)
         after = [outputs(module, made, dtype) for module, made in compared]
         try:
             found = [compare(a, b, dtype) for a, b in zip(before, after, strict=True) if a or b]
@@ -195,7 +191,7 @@ def _shrink_and_prove(
             if not comparison.equal:
                 raise _UnequalError(comparison)
     return ShrinkReport(
-        structure=structure,
+        structures={encoder.path: structure for encoder, _, structure in plans},
         max_difference=found[0].difference,
         max_output=found[0].largest,
         tolerance=found[0].tolerance,
@@ -204,8 +200,21 @@ def _shrink_and_prove(
     )
 
 
-def _plan(encoder: Encoder, state: PruningState) -> tuple[list[dict[str, nn.Module]], Structure]:
+def _replace(encoder: Encoder, linears: Sequence[Mapping[str, nn.Module]], structure: Structure) -> None:
+    """Put the new linears of each layer into their places, and have what is around them fit."""
+    encoder.module.__delattr__(STATE_NAME)
+    for layer, kept, new in zip(encoder.layers, structure.layers, linears, strict=True):
+        for name, linear in new.items():
+            layer.module.set_submodule(encoder.dense.layout.matrices[name].path, linear)
+            set_follower(layer.module, name, kept, encoder.dense)
+        set_heads(layer.module, kept, encoder.dense)
+        fuse_activation(layer.module, encoder.dense.layout)
+
+
+def _plan(encoder: Encoder) -> tuple[list[dict[str, nn.Module]], Structure]:
     """New linears of each layer by matrix, and the structure they make."""
+    state = getattr(encoder.module, STATE_NAME)
+    assert isinstance(state, PruningState)
     linears: list[dict[str, nn.Module]] = []
     layers: list[LayerStructure] = []
     shape, dense = state.config.block_shape, encoder.dense
@@ -290,7 +299,7 @@ def _become_pruned(model: nn.Module, encoder: Encoder, structure: Structure) -> 
     old = encoder.module.config
     new = encoder.family.config.from_dict(plain_config(old))
     new.structure = structure.to_dict()
-    swap_class(model, old, new)
+    swap_class(model, encoder.module, new)
     set_fingerprint(encoder.module, structure)
     for module in model.modules():
         if isinstance(module, PrunedMixin):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import PruningConfig
-from .families import Encoder
+from .encoders import Encoder
+from .families import head_of
 from .gates import Gate, GateOf
 from .masked import MaskedLinear, Masks
 from .modeling.block_sparse import BlockSparseLinear
@@ -125,13 +126,25 @@ def _make_gates(
 
 
 def pruning_state(model: nn.Module) -> PruningState:
-    """The state of a model whose masks are learned.
+    """The state of a model of one encoder whose masks are learned.
+
+    Raises:
+        ValueError: the model has none, or several.
+    """
+    found = pruning_states(model)
+    if len(found) > 1:
+        raise ValueError(f"{type(model).__name__}: expected one encoder with masks, got {len(found)}")
+    return found[0]
+
+
+def pruning_states(model: nn.Module) -> list[PruningState]:
+    """The states of a model whose masks are learned, one for each encoder.
 
     Raises:
         ValueError: the model has none.
     """
-    found = find_state(model)
-    if found is None:
+    found = _find_states(model)
+    if not found:
         raise ValueError(
             f"{type(model).__name__} has no masks: call `attach(model, config)` before training it"
         )
@@ -140,16 +153,15 @@ def pruning_state(model: nn.Module) -> PruningState:
 
 def is_attached(model: nn.Module) -> bool:
     """Whether masks are being learned in this model."""
-    return find_state(model) is not None
+    return bool(_find_states(model))
 
 
-def find_state(model: nn.Module) -> PruningState | None:
-    """The state of a model, if its masks are learned."""
-    # Stock models say where their encoder is.
-    state = getattr(getattr(model, "base_model", None), STATE_NAME, None)
-    if isinstance(state, PruningState):
-        return state
-    return next((module for module in model.modules() if isinstance(module, PruningState)), None)
+def _find_states(model: nn.Module) -> list[PruningState]:
+    if head_of(model) is not None:
+        # Stock models say where their one encoder is.
+        state = getattr(model.base_model, STATE_NAME, None)
+        return [state] if isinstance(state, PruningState) else []
+    return [module for module in model.modules() if isinstance(module, PruningState)]
 
 
 def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_keys: bool) -> PruningState:

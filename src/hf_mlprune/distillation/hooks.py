@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..calls import Call, map_tensors, named_tensors
 from ..config import PruningConfig
-from ..families import head_of, inspect_encoder
+from ..encoders import inspect_encoders
+from ..families import head_of
 from .losses import distillation_loss
 from .recording import EncoderRecorder
 from .teacher import Teacher
@@ -97,7 +98,8 @@ class Distiller:
     _steps: int = 0
     _silent: int = 0
     _handles: list[RemovableHandle] = field(default_factory=list)
-    _recorders: list[EncoderRecorder] = field(default_factory=list)
+    _student: list[EncoderRecorder] = field(default_factory=list)
+    _taught: list[EncoderRecorder] = field(default_factory=list)
     _items: Any = None
     _call: Call | None = None
     _carried: int = 0
@@ -106,17 +108,17 @@ class Distiller:
 
     def install(self) -> None:
         """Register the hooks; with an attention term, switch both models to eager attention."""
-        encoders = [inspect_encoder(self.model)] if self.teacher is not None else []
-        if self.teacher is not None and self.teacher.encoder is not None:
-            encoders.append(self.teacher.encoder)
+        own = inspect_encoders(self.model, self.config.encoder) if self.teacher is not None else []
+        others = self.teacher.encoders if self.teacher is not None else ()
         attention = self.config.attention_weight > 0
-        self._recorders = [EncoderRecorder(encoder, attention=attention) for encoder in encoders]
-        for encoder in encoders if attention else ():
+        self._student = [EncoderRecorder(encoder, attention=attention) for encoder in own]
+        self._taught = [EncoderRecorder(encoder, attention=attention) for encoder in others]
+        for encoder in (*own, *others) if attention else ():
             self._attention.append((encoder.module, encoder.module.config._attn_implementation))
             encoder.module.set_attn_implementation("eager")
         # Where the model is the encoder itself, recording begins and ends between these two.
         self._handles = [self.model.register_forward_pre_hook(self._before, with_kwargs=True)]
-        for recorder in self._recorders:
+        for recorder in (*self._student, *self._taught):
             recorder.install()
         self._handles.append(self.model.register_forward_hook(self._after, with_kwargs=True))
 
@@ -124,11 +126,11 @@ class Distiller:
         """Take the hooks out and restore both models' attention."""
         for handle in self._handles:
             handle.remove()
-        for recorder in self._recorders:
+        for recorder in (*self._student, *self._taught):
             recorder.remove()
         for model, implementation in self._attention:
             model.set_attn_implementation(implementation)
-        self._handles, self._recorders, self._attention = [], [], []
+        self._handles, self._student, self._taught, self._attention = [], [], [], []
 
     def take_mean_loss(self) -> float | None:
         """Mean distillation loss since the last call; ``None`` if there was no training step.
@@ -188,7 +190,8 @@ class Distiller:
         if self.teacher is not None:
             # Taken now: some models write into the containers that they are called with.
             self._call = Call.remember(args, kwargs)
-            self._recorders[0].begin()
+            for recorder in self._student:
+                recorder.begin()
         return args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -198,10 +201,10 @@ class Distiller:
         if self.teacher is None:
             return self._carry(out, kwargs, None)
         assert self._call is not None
-        passes = self._recorders[0].end()
+        passes = [recorder.end() for recorder in self._student]
         if not torch.is_grad_enabled():
             return out
-        if not passes:
+        if not all(passes):
             raise RuntimeError(
                 "distillation: the model returned outputs without running its encoder; losses that use "
                 "the outputs of one pass several times (MatryoshkaLoss, AdaptiveLayerLoss) cannot be taught: "
@@ -276,13 +279,12 @@ class Distiller:
         self._arrived += 1
 
     def _teach(self, teacher: Teacher, call: Call) -> Any:
-        """What the teacher returns for a call of the student, and the passes of its encoder."""
+        """What the teacher returns for a call of the student, and the passes of its encoders."""
         # No loss is asked for, except of a teacher that is not known to do without.
         unneeded = TARGETS if head_of(teacher.model) is not None else ()
         kwargs = {name: value for name, value in call.kwargs.items() if name not in unneeded}
         device = next(self.model.parameters()).device.type
-        recorders = self._recorders[1:]
-        for recorder in recorders:
+        for recorder in self._taught:
             recorder.begin()
         # Forward hooks run outside the autocast that accelerate wraps around the model's forward.
         with (
@@ -290,8 +292,7 @@ class Distiller:
             torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None),
         ):
             out = teacher.model(*call.args, **kwargs)
-        passes = [recorder.end() for recorder in recorders]
-        return out, passes[0] if passes else []
+        return out, [recorder.end() for recorder in self._taught]
 
     def _share(self, kwargs: dict[str, Any]) -> Tensor | float | None:
         """This micro-batch's share of the labelled items of an optimizer step; ``None`` if not known."""

@@ -14,7 +14,7 @@ from ..config import PruningConfig
 from ..families import head_of
 from ..modeling.family import PREDICTIONS
 from .recording import Encoded
-from .teacher import Teacher
+from .teacher import Positions, Teacher
 
 #: Outputs that are no predictions: hidden states have a term of their own.
 NO_PREDICTIONS = PREDICTIONS["AutoModel"]
@@ -23,8 +23,8 @@ SPANS = PREDICTIONS["AutoModelForQuestionAnswering"]
 
 def distillation_loss(
     model: nn.Module,
-    student: tuple[Any, Sequence[Encoded]],
-    taught: tuple[Any, Sequence[Encoded]],
+    student: tuple[Any, Sequence[Sequence[Encoded]]],
+    taught: tuple[Any, Sequence[Sequence[Encoded]]],
     teacher: Teacher,
     config: PruningConfig,
     *,
@@ -38,7 +38,7 @@ def distillation_loss(
 
     Args:
         model: the student.
-        student: its outputs, with gradients, and the passes of its encoder.
+        student: its outputs, with gradients, and the passes of each of its encoders.
         taught: the same of the teacher for the same inputs.
         teacher: whose outputs they are.
         config: the weights.
@@ -47,30 +47,44 @@ def distillation_loss(
     Raises:
         ValueError: there is nothing that both compute, in one shape.
     """
-    ours, theirs = student[1], taught[1]
-    mask = ours[0].attention_mask if len(ours) == 1 else None
+    first = student[1][0]
+    mask = first[0].attention_mask if len(student[1]) == len(first) == 1 else None
     predicted, wanted = predictions(model, student[0]), predictions(teacher.model, taught[0])
     terms = prediction_terms(predicted, wanted, mask, problem_type, config.distillation_temperature)
     if config.hidden_weight or config.attention_weight:
-        if len(ours) != len(theirs) or not ours:
-            raise ValueError(
-                f"teacher: expected as many passes of its encoder as of the student's, {len(ours)}, got "
-                f"{len(theirs)}: both are called with the same inputs, and must use them alike; for "
-                "predictions only set hidden_weight=0 and attention_weight=0"
-            )
-        for a, b in zip(ours, theirs, strict=True):
-            if config.hidden_weight:
-                loss = hidden_loss(a.hidden_states, b.hidden_states, a.attention_mask)
-                terms.append(config.hidden_weight / len(ours) * loss)
-            if config.attention_weight:
-                loss = attention_loss(a, b, teacher)
-                terms.append(config.attention_weight / len(ours) * loss)
+        for number, (ours, theirs) in enumerate(zip(student[1], taught[1], strict=True)):
+            heads = teacher.student_heads[number], teacher.teacher_heads[number]
+            terms += _encoder_terms(ours, theirs, heads, config)
     if not terms:
         raise ValueError(
             "teacher: expected predictions to match, got a model that returns none beside its loss: let it "
             "return its logits, too, or set hidden_weight=1"
         )
     return torch.stack(terms).sum()
+
+
+def _encoder_terms(
+    ours: Sequence[Encoded],
+    theirs: Sequence[Encoded],
+    heads: tuple[Positions, Positions],
+    config: PruningConfig,
+) -> list[Tensor]:
+    """The terms of the passes of one encoder."""
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(
+            f"teacher: expected as many passes of its encoder as of the student's, {len(ours)}, got "
+            f"{len(theirs)}: both are called with the same inputs, and must use them alike; for "
+            "predictions only set hidden_weight=0 and attention_weight=0"
+        )
+    terms = []
+    for a, b in zip(ours, theirs, strict=True):
+        if config.hidden_weight:
+            loss = hidden_loss(a.hidden_states, b.hidden_states, a.attention_mask)
+            terms.append(config.hidden_weight / len(ours) * loss)
+        if config.attention_weight:
+            loss = attention_loss(a, b, *heads)
+            terms.append(config.attention_weight / len(ours) * loss)
+    return terms
 
 
 def predictions(model: nn.Module, out: Any) -> dict[str, Tensor]:
@@ -218,8 +232,16 @@ def hidden_loss(
     return torch.stack(terms).sum()
 
 
-def attention_loss(student: Encoded, taught: Encoded, teacher: Teacher) -> Tensor:
+def attention_loss(
+    student: Encoded, taught: Encoded, student_heads: Positions, teacher_heads: Positions
+) -> Tensor:
     """``Σ_l MSE(A_s, A_t)`` over the heads that both have, ``(batch, heads, tokens, tokens)``.
+
+    Args:
+        student: attention weights of one pass.
+        taught: those of the teacher.
+        student_heads: per layer, positions of the shared heads among the student's.
+        teacher_heads: the same heads' positions among the teacher's.
 
     Raises:
         ValueError: attention weights were not computed.
@@ -235,8 +257,8 @@ def attention_loss(student: Encoded, taught: Encoded, teacher: Teacher) -> Tenso
         ours, theirs = student.attentions[index], taught.attentions[index]
         assert ours is not None
         assert theirs is not None
-        a = ours[:, list(teacher.student_heads[index])].float()
-        b = theirs[:, list(teacher.teacher_heads[index])].float()
+        a = ours[:, list(student_heads[index])].float()
+        b = theirs[:, list(teacher_heads[index])].float()
         if a.shape[1]:
             error = (a - b).square().mean(dim=1)
             # Over real keys: padding gets no attention, but its width would be divided by.

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..families import Encoder
+from ..encoders import Encoder
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import PruningConfig
-from ..families import Encoder, head_of, inspect_encoder
+from ..encoders import Encoder, inspect_encoders
+from ..families import head_of
 from ..modeling.checkpoint import POOLER
 from ..modeling.pretrained import unloaded_keys
 
@@ -25,15 +26,15 @@ class Teacher:
 
     Attributes:
         model: the teacher, on the student's device.
-        encoder: its encoder, if hidden states or attention weights are matched.
-        student_heads: per layer, positions of the shared heads among the student's.
+        encoders: its encoders, if hidden states or attention weights are matched.
+        student_heads: per encoder and layer, positions of the shared heads among the student's.
         teacher_heads: the same heads' positions among the teacher's.
     """
 
     model: nn.Module
-    encoder: Encoder | None
-    student_heads: Positions
-    teacher_heads: Positions
+    encoders: tuple[Encoder, ...]
+    student_heads: tuple[Positions, ...]
+    teacher_heads: tuple[Positions, ...]
 
 
 def load_teacher(source: str | nn.Module, student: nn.Module, config: PruningConfig) -> Teacher:
@@ -59,9 +60,15 @@ def load_teacher(source: str | nn.Module, student: nn.Module, config: PruningCon
     _check_shared(model, student)
     _check_head(model, student)
     _check_labels(model, student)
-    encoder, *heads = _shared_heads(model, student, config)
+    encoders = _shared_encoders(model, student, config)
+    heads = [_shared_heads(theirs, ours, config) for theirs, ours in encoders]
     device = next(student.parameters()).device
-    return Teacher(model.to(device).eval(), encoder, *heads)
+    return Teacher(
+        model.to(device).eval(),
+        tuple(theirs for theirs, _ in encoders),
+        tuple(ours for ours, _ in heads),
+        tuple(theirs for _, theirs in heads),
+    )
 
 
 def _load(source: str, student: nn.Module) -> PreTrainedModel:
@@ -143,18 +150,24 @@ def _check_labels(teacher: nn.Module, student: nn.Module) -> None:
         )
 
 
-def _shared_heads(
+def _shared_encoders(
     teacher: nn.Module, student: nn.Module, config: PruningConfig
-) -> tuple[Encoder | None, Positions, Positions]:
+) -> list[tuple[Encoder, Encoder]]:
+    """Encoders of which hidden states or attention weights are matched: the teacher's, the student's."""
     if not (config.hidden_weight or config.attention_weight):
-        return None, (), ()
+        return []
     try:
-        theirs, ours = inspect_encoder(teacher), inspect_encoder(student)
+        pair = [inspect_encoders(model, config.encoder) for model in (teacher, student)]
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"teacher: hidden-state and attention terms need a teacher of the student's family "
+            f"teacher: hidden-state and attention terms need a teacher with the student's encoders "
             f"({error}); for logits only set hidden_weight=0 and attention_weight=0"
         ) from error
+    return list(zip(*pair, strict=True))
+
+
+def _shared_heads(theirs: Encoder, ours: Encoder, config: PruningConfig) -> tuple[Positions, Positions]:
+    """Positions of the heads that both have, per layer: the student's, the teacher's."""
     words = [getattr(encoder.module.config, "vocab_size", None) for encoder in (theirs, ours)]
     if words[0] != words[1]:
         raise ValueError(f"teacher: expected vocab_size={words[1]} as in the student, got {words[0]}")
@@ -178,4 +191,4 @@ def _shared_heads(
             for layer, common in zip(layers, shared, strict=True)
         )
 
-    return theirs, positions(ours.layers), positions(theirs.layers)
+    return positions(ours.layers), positions(theirs.layers)

@@ -47,7 +47,9 @@ _GENERATED_CARD = "This model card has been automatically generated"
 
 def encoder_layers(encoder: nn.Module, layout: Layout) -> list[nn.Module]:
     """The layers of an encoder, in their order."""
-    return list(encoder.get_submodule(layout.layers).children())
+    layers = encoder.get_submodule(layout.layers)
+    assert isinstance(layers, nn.ModuleList)
+    return list(layers)
 
 
 def become(module: PreTrainedModel, model_class: type[PreTrainedModel], config: Any) -> None:

@@ -47,7 +47,7 @@ def model_card(report: Report, class_name: str) -> str:
     ]
     if report.latency:
         lines += ["## Latency", ""]
-        lines += [f"- {row}" for row in report.latency]
+        lines += [f"- {line}" for line in report.latency_lines()]
         lines.append("")
     if report.max_difference is not None:
         lines += [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..editing import restored
-from ..families import inspect_encoder, random_batch, stock_encoder
+from ..encoders import Encoder, random_batch, stock_encoder
 from ..timing import interleave
 
 
@@ -18,7 +18,8 @@ class Latency:
     """Time of one forward pass, dense and pruned in turn.
 
     Attributes:
-        batch: sequences.
+        encoder: path of what was timed in the model; empty if it is the model.
+        batch: sequences, or images.
         length: tokens per sequence.
         threads: torch threads.
         device: processor or GPU.
@@ -28,6 +29,7 @@ class Latency:
         rounds: rounds counted.
     """
 
+    encoder: str
     batch: int
     length: int
     threads: int
@@ -47,12 +49,12 @@ class Latency:
 
 
 def measure_latency(
-    model: nn.Module, batch: int, length: int, *, rounds: int = 20, budget_seconds: float = 10.0
+    encoder: Encoder, batch: int, length: int, *, rounds: int = 20, budget_seconds: float = 10.0
 ) -> Latency | None:
     """Time a forward pass of the encoder against a stock dense one with random weights, in turn.
 
     Args:
-        model: a pruned model; put into evaluation mode and back.
+        encoder: of a pruned model; put into evaluation mode and back.
         batch: sequences.
         length: tokens per sequence; images have their own.
         rounds: at most this many rounds.
@@ -61,33 +63,33 @@ def measure_latency(
     Returns:
         The times, or ``None`` if a dense model does not fit into memory beside the pruned one.
     """
-    found = inspect_encoder(model)
-    encoder = found.module
-    inputs = random_batch(encoder, found, batch, length)
+    module = encoder.module
+    inputs = random_batch(module, encoder, batch, length)
     # As most served batches of one length are called.
     inputs.pop("attention_mask", None)
 
     def call(network: nn.Module) -> Tensor:
         states: Tensor = network(**inputs)[0]
-        if encoder.device.type == "cuda":
-            torch.cuda.synchronize(encoder.device)
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
         return states
 
     try:
-        dense = stock_encoder(found).to(encoder.device, encoder.dtype).eval()
-        with restored(encoder), torch.inference_mode():
-            encoder.eval()
-            tokens = call(encoder).shape[1]
+        dense = stock_encoder(encoder).to(module.device, module.dtype).eval()
+        with restored(module), torch.inference_mode():
+            module.eval()
+            tokens = call(module).shape[1]
             timing = interleave(
-                [lambda: call(dense), lambda: call(encoder)], rounds=rounds, budget_seconds=budget_seconds
+                [lambda: call(dense), lambda: call(module)], rounds=rounds, budget_seconds=budget_seconds
             )
     except torch.OutOfMemoryError:
         return None
     return Latency(
+        encoder=encoder.path,
         batch=batch,
         length=tokens,
         threads=torch.get_num_threads(),
-        device=device_name(encoder.device),
+        device=device_name(module.device),
         dense_seconds=timing.seconds[0],
         pruned_seconds=timing.seconds[1],
         speedup=timing.ratios[1],

@@ -14,7 +14,8 @@ from torch import nn
 from ..budgets.multiply_adds import attention_multiply_adds
 from ..budgets.weights import block_weights
 from ..config import PruningConfig
-from ..families import Encoder, inspect_encoder
+from ..encoders import Encoder, inspect_encoders
+from ..families import known_encoders
 from ..kernels import explain
 from ..masked import MaskedLinear
 from ..modeling.block_sparse import BlockSparseLinear
@@ -31,6 +32,8 @@ class LayerReport:
     """One layer: kept of all, per level.
 
     Attributes:
+        encoder: path of its encoder in the model; empty if it is the model.
+        index: of the layer in its encoder.
         heads: kept heads, all heads.
         attention_output: kept rows of O, all.
         fc1: kept rows of FC1, all.
@@ -39,6 +42,8 @@ class LayerReport:
         weights: kept weights of the six linears, all.
     """
 
+    encoder: str
+    index: int
     heads: tuple[int, int]
     attention_output: tuple[int, int]
     fc1: tuple[int, int]
@@ -91,7 +96,7 @@ class Report:
     def density_of_pruned_layers(self) -> float:
         """As :attr:`density`, without the layers that the run left alone: what the target counts."""
         excluded = (self.settings or {}).get("exclude", ())
-        pruned = [layer.weights for index, layer in enumerate(self.layers) if index not in excluded]
+        pruned = [layer.weights for layer in self.layers if layer.index not in excluded]
         return sum(kept for kept, _ in pruned) / sum(total for _, total in pruned)
 
     def table(self) -> Table:
@@ -99,11 +104,25 @@ class Report:
         table = Table(title=f"kept of the encoder: {self.density:.1%} of the weights")
         for name in ("layer", "heads", "O rows", "FC1 rows", "FC2 rows", "blocks", "weights"):
             table.add_column(name, justify="right")
-        for index, layer in enumerate(self.layers):
-            kept = (layer.heads, layer.attention_output, layer.fc1, layer.fc2, layer.blocks)
-            share = layer.weights[0] / layer.weights[1]
-            table.add_row(str(index), *(f"{a}/{b}" for a, b in kept), f"{share:.1%}")
+        for row in self._rows():
+            table.add_row(*row)
         return table
+
+    def latency_lines(self) -> list[str]:
+        """What was measured, one line each."""
+        several = len({row.encoder for row in self.latency}) > 1
+        return [f"{row.encoder}: {row}" if several else str(row) for row in self.latency]
+
+    def _rows(self) -> list[list[str]]:
+        """The per-layer table: name, kept of all per level, share of the weights."""
+        several = len({layer.encoder for layer in self.layers}) > 1
+        rows = []
+        for layer in self.layers:
+            kept = (layer.heads, layer.attention_output, layer.fc1, layer.fc2, layer.blocks)
+            name = f"{layer.encoder} {layer.index}" if several else str(layer.index)
+            share = layer.weights[0] / layer.weights[1]
+            rows.append([name, *(f"{a}/{b}" for a, b in kept), f"{share:.1%}"])
+        return rows
 
     def markdown(self) -> str:
         """The per-layer table as Markdown."""
@@ -111,10 +130,7 @@ class Report:
             "| layer | heads | O rows | FC1 rows | FC2 rows | blocks | weights |",
             "|---:|---:|---:|---:|---:|---:|---:|",
         ]
-        for index, layer in enumerate(self.layers):
-            kept = (layer.heads, layer.attention_output, layer.fc1, layer.fc2, layer.blocks)
-            cells = " | ".join(f"{a}/{b}" for a, b in kept)
-            rows.append(f"| {index} | {cells} | {layer.weights[0] / layer.weights[1]:.1%} |")
+        rows += [f"| {' | '.join(row)} |" for row in self._rows()]
         return "\n".join(rows)
 
 
@@ -129,7 +145,7 @@ def report(
     """Describe a model, masked or pruned (or dense).
 
     Args:
-        model: a model with one encoder of a known family.
+        model: a model with encoders of known families.
         shrunk: what :func:`~hf_mlprune.shrinking.shrink` said of it, if it was shrunk just now.
         latency: what :func:`~hf_mlprune.reports.latency.measure_latency` found.
         settings: of the run that pruned it.
@@ -138,26 +154,25 @@ def report(
     Raises:
         TypeError: the model is of no known family.
     """
-    encoder = inspect_encoder(model)
-    sizes = encoder.dense.sizes
-    layers = tuple(_layer_report(encoder, index) for index in range(len(encoder.layers)))
+    encoders = _reported(model)
+    layers = tuple(
+        _layer_report(encoder, index) for encoder in encoders for index in range(len(encoder.layers))
+    )
     kept = sum(layer.weights[0] for layer in layers)
     total = sum(layer.weights[1] for layer in layers)
-    width = [layer.heads[0] * sizes.head_size for layer in layers]
-    full_width = sizes.num_heads * sizes.head_size
     # Masked weights are counted as removed; the biases that go with them only once they are gone.
     parameters = sum(p.numel() for p in model.parameters())
-    embeddings = encoder.module.get_submodule(encoder.dense.layout.embeddings)
-    dense = _dense_parameters(model, encoder)
+    dense = _dense_parameters(model, encoders)
     if any(isinstance(module, MaskedLinear) for module in model.modules()):
         parameters = dense - (total - kept)
+    attention = [_attention_multiply_adds(encoder, layers, length) for encoder in encoders]
     return Report(
         density=kept / total,
         parameters=(parameters, dense),
-        embedding_parameters=sum(p.numel() for p in embeddings.parameters()),
+        embedding_parameters=sum(_embedding_parameters(encoder) for encoder in encoders),
         multiply_adds=(
-            kept * length + sum(attention_multiply_adds(w, 1, length) for w in width),
-            total * length + len(layers) * attention_multiply_adds(full_width, 1, length),
+            kept * length + sum(now for now, _ in attention),
+            total * length + sum(full for _, full in attention),
         ),
         multiply_adds_length=length,
         layers=layers,
@@ -168,6 +183,31 @@ def report(
         settings=settings.to_dict() if settings else None,
         multiplied=explain(model),
     )
+
+
+def _reported(model: nn.Module) -> list[Encoder]:
+    """The encoders that are pruned or have masks; all of a model that is dense."""
+    found = known_encoders(model)
+    pruned = [
+        path
+        for path, _, module in found
+        if getattr(module, STATE_NAME, None) is not None
+        or getattr(module.config, "structure", None) is not None
+    ]
+    return inspect_encoders(model, pruned or [path for path, _, _ in found])
+
+
+def _attention_multiply_adds(encoder: Encoder, layers: Sequence[LayerReport], length: int) -> tuple[int, int]:
+    """Of scores and contexts of an encoder: now, dense."""
+    own = [layer.heads for layer in layers if layer.encoder == encoder.path]
+    size = encoder.dense.sizes.head_size
+    counted = [[attention_multiply_adds(heads * size, 1, length) for heads in pair] for pair in own]
+    return sum(now for now, _ in counted), sum(full for _, full in counted)
+
+
+def _embedding_parameters(encoder: Encoder) -> int:
+    embeddings = encoder.module.get_submodule(encoder.dense.layout.embeddings)
+    return sum(p.numel() for p in embeddings.parameters())
 
 
 def print_end(found: Report, settings: PruningConfig) -> None:
@@ -185,22 +225,26 @@ def print_end(found: Report, settings: PruningConfig) -> None:
     console = Console(stderr=True)
     console.print(found.table())
     multiplied = [f"block-sparse layers: {count} {how}" for how, count in found.multiplied.items()]
-    for line in (*multiplied, *found.latency, landed):
-        console.print(str(line))
+    for line in (*multiplied, *found.latency_lines(), landed):
+        console.print(line)
 
 
-def _dense_parameters(model: nn.Module, encoder: Encoder) -> int:
+def _dense_parameters(model: nn.Module, encoders: Sequence[Encoder]) -> int:
     """Parameters of the dense model that this one was made from."""
-    own = sum(p.numel() for p in model.parameters())
-    dense = encoder.dense
+    return sum(p.numel() for p in model.parameters()) + sum(_missing_parameters(e) for e in encoders)
+
+
+def _missing_parameters(encoder: Encoder) -> int:
+    """Parameters of the dense encoder that are gone."""
+    missing, dense = 0, encoder.dense
     for layer in encoder.layers:
         for name, matrix in dense.layout.matrices.items():
             rows, columns = dense.shape(name, dense.units)
             gone = matrix.rows == "heads" and not layer.structure.kept["heads"]
             linear = None if gone else layer.module.get_submodule(matrix.path)
             present = 0 if linear is None else sum(p.numel() for p in linear.parameters())
-            own += rows * columns + (rows if _has_bias(encoder, name) else 0) - present
-    return own
+            missing += rows * columns + (rows if _has_bias(encoder, name) else 0) - present
+    return missing
 
 
 def _has_bias(encoder: Encoder, name: str) -> bool:
@@ -228,7 +272,16 @@ def _layer_report(encoder: Encoder, index: int) -> LayerReport:
         else:
             weights += rows * columns
     units = {group: (kept.widths[group], total) for group, total in dense.units.items()}
-    return LayerReport(**units, blocks=(blocks[0], blocks[1]), weights=(weights, dense.weights(dense.units)))
+    return LayerReport(
+        encoder=encoder.path,
+        index=index,
+        heads=units["heads"],
+        attention_output=units["attention_output"],
+        fc1=units["fc1"],
+        fc2=units["fc2"],
+        blocks=(blocks[0], blocks[1]),
+        weights=(weights, dense.weights(dense.units)),
+    )
 
 
 def _kept(encoder: Encoder, index: int) -> LayerStructure:

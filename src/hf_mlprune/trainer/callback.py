@@ -18,17 +18,12 @@ from transformers.trainer_callback import ExportableState
 
 from ..config import PruningConfig
 from ..files import write_json
-from ..loop import (
-    advance,
-    collect,
-    current_run,
-    start,
-)
+from ..loop import advance, collect, figures, is_running, start
 from ..modeling.checkpoint import write_text
 from ..modeling.pretrained import REPORT_FILE, PrunedMixin
 from ..reports.report import print_end, report
 from ..shrinking import ShrinkError, shrink
-from ..state import is_attached, pruning_state
+from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
 from .resuming import (
     check_complete,
@@ -140,7 +135,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         check_module(model)
         check_arguments(args)
         self._check_alone(state)
-        check_optimizer(model, optimizer)
+        check_optimizer(model, optimizer, self._settings.encoder if self._settings else ())
         if state.is_world_process_zero:
             check_writable(Path(args.output_dir))
         if state.global_step:
@@ -181,7 +176,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         So no checkpoint of it can be the best one at the end, and early stopping, which compares with
         the best metric, counts nothing until all masks are final.
         """
-        if not pruning_state(model).is_final:
+        if not all(pruning.is_final for pruning in pruning_states(model)):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_pre_optimizer_step(
@@ -210,7 +205,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Set the masks for the next step; after the first, rehearse the export."""
-        pruning = pruning_state(model)
+        pruning = pruning_states(model)[0]
         session = self._at_work()
         session.rehearse()
         before = pruning.structured_is_final
@@ -236,27 +231,19 @@ class PruningCallback(TrainerCallback, ExportableState):
 
         ``loss`` stays the task loss. Reporters that run before user callbacks do not see these.
         """
-        if not is_attached(model) or pruning_state(model).run is None:
+        if not is_running(model):
             return
-        pruning = pruning_state(model)
-        run = current_run(pruning)
         if "loss" in logs:
-            figures = {
-                "density": run.density,
-                "density_target": run.pressure.target,
-                "lambda": run.pressure.lambda_,
-                "penalty": run.pressure.penalty,
-                "pruning_phase": float(run.phase),
-            }
+            found = figures(model)
             distiller = self._at_work().distiller
             mean = distiller.take_mean_loss() if distiller is not None else None
             if mean is not None:
-                figures["distillation_loss"] = mean
+                found["distillation_loss"] = mean
         elif any(name.startswith("eval_") for name in logs):
-            figures = {"eval_density": run.density}
+            found = {"eval_density": figures(model)["density"]}
         else:
             return
-        for name, value in figures.items():
+        for name, value in found.items():
             logs.setdefault(name, value)
             state.log_history[-1].setdefault(name, value)
 
@@ -270,7 +257,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """As :meth:`on_step_begin`, for evaluations with no step between them; rehearse with their inputs."""
-        if is_attached(model) and pruning_state(model).run is not None:
+        if is_running(model):
             self._at_work().rehearse()
             self.on_step_begin(args, state, control, model=model)
 
@@ -291,14 +278,15 @@ class PruningCallback(TrainerCallback, ExportableState):
             ShrinkError: the export failed; the masked model is saved in ``output_dir``.
             Exception: what failed after that; the pruned model is saved there.
         """
-        pruning = pruning_state(model)
+        states = pruning_states(model)
+        settings = states[0].config
         session = self._at_work()
         session.close()
         use_evaluation_weights(optimizer)
-        for gate in pruning.all_gates():
+        for gate in (gate for pruning in states for gate in pruning.all_gates()):
             gate.refresh()
-        target, density = pruning.config.density, pruning.density()
-        if not pruning.is_final or density > target + 1e-9:
+        target, density = settings.density, max(pruning.density() for pruning in states)
+        if density > target + 1e-9 or not all(pruning.is_final for pruning in states):
             advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
             raise RuntimeError(
                 f"training ended at step {state.global_step} of {state.max_steps}, before pruning did: "
@@ -307,12 +295,12 @@ class PruningCallback(TrainerCallback, ExportableState):
             )
         try:
             done = shrink(model, list(session.calls.values()))
-            rows = measure(model, session)
-            found = report(model, shrunk=done, latency=rows, settings=pruning.config)
+            rows = measure(model, session, encoders=settings.encoder)
+            found = report(model, shrunk=done, latency=rows, settings=settings)
             note(model, found)
             if state.is_world_process_zero:
                 write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
-                print_end(found, pruning.config)
+                print_end(found, settings)
         except BaseException as error:
             advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
             if isinstance(error, Exception) and is_attached(model):
@@ -337,7 +325,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         """The session of this callback for a model; at first the teacher is checked and masks attached."""
         if self._session is None or self._session.model is not model or not is_attached(model):
             teacher = self.teacher
-            earlier = pruning_state(model).session if is_attached(model) else None
+            earlier = pruning_states(model)[0].session if is_attached(model) else None
             if isinstance(earlier, Session):
                 # Of a run on this model that failed, its hooks are still there.
                 earlier.close()
@@ -345,9 +333,9 @@ class PruningCallback(TrainerCallback, ExportableState):
                     # Trainer made this callback anew from its state, which cannot hold a model.
                     teacher = earlier.teacher.model
             self._session = open_session(model, self.config, teacher)
-            pruning = pruning_state(model)
-            pruning.session = self._session
-            self._settings = pruning.config
+            for pruning in pruning_states(model):
+                pruning.session = self._session
+                self._settings = pruning.config
             self.teacher_fingerprint = self._session.teacher_fingerprint
         return self._session
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from ..families import find_encoder
+from ..families import find_encoders
 
 
 def check_module(model: object) -> None:
@@ -27,15 +28,23 @@ def check_module(model: object) -> None:
         )
 
 
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, encoders: Sequence[str]) -> None:
     """Refuse an optimizer that does not train this model.
+
+    Args:
+        model: any module.
+        optimizer: what trains it.
+        encoders: paths of the encoders that are pruned; see ``find_encoders``.
 
     Raises:
         ValueError: a trainable encoder weight is not in it.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [
-        name for name, p in find_encoder(model)[1].named_parameters() if p.requires_grad and id(p) not in held
+        name
+        for _, _, encoder in find_encoders(model, encoders)
+        for name, p in encoder.named_parameters()
+        if p.requires_grad and id(p) not in held
     ]
     if missing:
         raise ValueError(

@@ -22,6 +22,7 @@ from ..calls import Call
 from ..config import PruningConfig
 from ..distillation.hooks import TARGETS, Distiller
 from ..distillation.teacher import Teacher, fingerprint, load_teacher
+from ..encoders import inspect_encoders
 from ..families import head_of
 from ..files import write_folder
 from ..modeling.pretrained import PrunedMixin
@@ -29,7 +30,7 @@ from ..reports.card import model_card
 from ..reports.latency import Latency, measure_latency
 from ..reports.report import Report, report
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
-from ..state import is_attached, pruning_state
+from ..state import is_attached, pruning_states
 from .resuming import STEP1_TEACHER, find_step1_teacher
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,9 @@ class Session:
         """
         self._rehearsed = set()
         self.watch()
-        config = pruning_state(self.model).config
-        teacher = self.teacher
-        if teacher is not None and config.step1_teaches and pruning_state(self.model).structured_is_final:
+        pruning = pruning_states(self.model)[0]
+        config, teacher = pruning.config, self.teacher
+        if teacher is not None and config.step1_teaches and pruning.structured_is_final:
             teacher = load_teacher(find_step1_teacher(args), self.model, config)
         self.distiller = Distiller(
             self.model,
@@ -99,7 +100,7 @@ class Session:
         copy = shrunk_copy(self.model, list(self.calls.values()))
         if write:
             write_folder(output_dir / STEP1_TEACHER, copy.save_pretrained)
-        self.distiller.teacher = load_teacher(copy, self.model, pruning_state(self.model).config)
+        self.distiller.teacher = load_teacher(copy, self.model, pruning_states(self.model)[0].config)
         self.watch()
         self.distiller.install()
 
@@ -119,13 +120,20 @@ class Session:
         training = True in new
 
         def inspect_export(done: ShrinkReport) -> None:
-            found = report(self.model, shrunk=done, settings=pruning.config)
+            found = report(self.model, shrunk=done, settings=settings)
             note(self.model, found)
             json.dumps(found.to_dict())
             if training:
-                measure(self.model, self, rounds=1, budget_seconds=0.0, shapes=((1, 8),))
+                measure(
+                    self.model,
+                    self,
+                    encoders=settings.encoder,
+                    rounds=1,
+                    budget_seconds=0.0,
+                    shapes=((1, 8),),
+                )
 
-        pruning = pruning_state(self.model)
+        settings = pruning_states(self.model)[0].config
         try:
             rehearse(self.model, [self.calls[mode] for mode in new if mode in self.calls], inspect_export)
         except (torch.OutOfMemoryError, MemoryError):
@@ -166,7 +174,7 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
         ValueError: there are no settings, or the model has masks of others.
         TypeError: the step-1 model of a class of the user's own is to teach.
     """
-    attached = pruning_state(model).config if is_attached(model) else None
+    attached = pruning_states(model)[0].config if is_attached(model) else None
     config = wanted or attached
     if config is None:
         raise ValueError("density is missing: give PruningCallback(density=0.2), or a model with masks")
@@ -208,6 +216,7 @@ def measure(
     model: nn.Module,
     session: Session,
     *,
+    encoders: Sequence[str],
     shapes: Sequence[tuple[int, int]] = ((1, 128), (32, 128)),
     rounds: int = 30,
     budget_seconds: float = 5.0,
@@ -217,6 +226,7 @@ def measure(
     Args:
         model: a pruned model.
         session: of its run.
+        encoders: paths of those that were pruned; see ``find_encoders``.
         shapes: sequences and most tokens of each.
         rounds: see :func:`~hf_mlprune.reports.latency.measure_latency`.
         budget_seconds: the same, per shape.
@@ -224,7 +234,8 @@ def measure(
     lengths = [length for call in session.calls.values() if (length := call.length()) is not None]
     longest = max(lengths, default=shapes[0][1])
     measured = [
-        measure_latency(model, batch, min(most, longest), rounds=rounds, budget_seconds=budget_seconds)
+        measure_latency(encoder, batch, min(most, longest), rounds=rounds, budget_seconds=budget_seconds)
+        for encoder in inspect_encoders(model, encoders)
         for batch, most in shapes
     ]
     return [row for row in measured if row is not None]
