@@ -23,7 +23,6 @@ from transformers import (
 )
 
 import hf_mlprune
-from conftest import LABELS, assert_same_outputs, make_batch, make_model, make_trainer, prune
 from hf_mlprune import (
     PrunableBertConfig,
     PrunableBertForSequenceClassification,
@@ -36,6 +35,9 @@ from hf_mlprune.config import LEVELS
 from hf_mlprune.families import FAMILIES
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, PrunedBertModel
 from hf_mlprune.modeling.structure import fingerprint
+from support.models import LABELS, assert_same_outputs, make_batch, make_model, prune
+from support.processes import run_without_package
+from support.training import make_trainer
 
 MODELING = Path(hf_mlprune.__file__).parent / "modeling"
 FAMILY_FILES = {f"{family.config.__module__.rpartition('.')[2]}.py" for family in FAMILIES}
@@ -111,7 +113,7 @@ def test_code_in_checkpoints_imports_torch_transformers_and_the_standard_library
                 modules = [node.module]
             for module in modules:
                 top = module.split(".")[0]
-                assert top in {"torch", "transformers"} | sys.stdlib_module_names, (name, module)
+                assert top in {"torch", "transformers"} | sys.stdlib_module_names, (path, module)
 
 
 def test_auto_classes_and_pipeline_load_it(folder):
@@ -145,11 +147,6 @@ def test_it_saves_again_and_trains_on(folder, tmp_path):
 
 REMOTE = """
 import sys, torch
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_mlprune":
-            raise ImportError("not installed here")
-sys.meta_path.insert(0, Refuse())
 from transformers import AutoModelForSequenceClassification, pipeline
 folder, out = sys.argv[1:]
 try:
@@ -170,18 +167,10 @@ assert classify("w1 w2")[0]["score"] > 0
 """
 
 
-def test_it_loads_without_the_package_and_not_without_consent(folder, tmp_path, monkeypatch):
+def test_it_loads_without_the_package_and_not_without_consent(folder, tmp_path):
     write_tokenizer(folder)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     out = tmp_path / "logits.pt"
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(folder), str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_without_package(REMOTE, folder, out, cache=tmp_path / "cache")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     inputs = {"input_ids": torch.arange(1, 13)[None] % 40, "attention_mask": torch.ones(1, 12).long()}
     with torch.no_grad():

@@ -10,11 +10,11 @@ import re
 import pytest
 import torch
 
-from conftest import HEADS, assert_same_outputs, loss_of, make_batch, make_model, prune
 from hf_mlprune import PruningConfig, shrink
 from hf_mlprune.config import LEVELS
+from support.models import assert_same_outputs, heads_of, loss_of, make_batch, make_model, prune
 
-KINDS = [(head, kind) for head in HEADS for kind in ("prunable", "pruned")]
+KINDS = [(head, kind) for head in heads_of() for kind in ("prunable", "pruned")]
 SETTINGS = {
     "levels": LEVELS,
     "block_shape": (8, 4),
@@ -99,7 +99,9 @@ def test_a_bigger_vocabulary(model, head, tmp_path):
     model.resize_token_embeddings(100, mean_resizing=False)
     assert model.config.vocab_size == 100
     after = model(**make_batch(head))
-    hidden = "last_hidden_state" if head == "model" else "logits" if head != "span" else "start_logits"
+    hidden = {"model": "last_hidden_state", "span": "start_logits", "pretraining": "prediction_logits"}.get(
+        head, "logits"
+    )
     width = before[hidden].shape[-1]
     torch.testing.assert_close(after[hidden][..., :width], before[hidden])
     model.save_pretrained(tmp_path)
@@ -108,7 +110,7 @@ def test_a_bigger_vocabulary(model, head, tmp_path):
 
 
 def test_tied_weights_stay_tied(model, head, tmp_path):
-    if head != "masked":
+    if head not in ("masked", "pretraining"):
         assert not model.all_tied_weights_keys
         return
     model.save_pretrained(tmp_path)

@@ -37,7 +37,7 @@ def launch(launcher: str | None, *arguments: str) -> subprocess.CompletedProcess
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
-        [*command, str(HERE / "distributed_run.py"), *arguments],
+        [*command, str(HERE / "support" / "distributed_run.py"), *arguments],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 

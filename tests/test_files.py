@@ -12,18 +12,19 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from conftest import assert_same_outputs, make_batch, make_model, make_trainer, prune
 from fuzz.__main__ import CORPUS, fuzz
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.checkpoint import PARTIAL, WHOLE, weight_files
 from hf_mlprune.modeling.structure import fingerprint, format_ranges, parse_ranges
+from support.models import assert_same_outputs, make_batch, make_model, prune
+from support.training import make_trainer
 
 ON_A_FULL_DISK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from conftest import assert_same_outputs, make_batch, make_model, prune
+from support.models import assert_same_outputs, make_batch, make_model, prune
 from hf_mlprune import PruningConfig, shrink
 from transformers import AutoModelForSequenceClassification
 disk = Path(sys.argv[1])
@@ -49,7 +50,7 @@ assert sorted(path.name for path in (disk / "model").iterdir()) == names
 loaded = AutoModelForSequenceClassification.from_pretrained(disk / "model")
 assert_same_outputs(first, loaded, make_batch())
 from hf_mlprune.files import write_json
-from conftest import make_trainer
+from support.training import make_trainer
 write_json(disk / "report.json", {"a": 1})
 (disk / "fill").write_bytes(b"x" * 100)
 try:
@@ -92,7 +93,8 @@ import subprocess
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from conftest import make_model, make_trainer, prune
+from support.models import make_model, prune
+from support.training import make_trainer
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.config import LEVELS
 disk = Path(sys.argv[1])

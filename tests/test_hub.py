@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from hub import OWNER, Hub
+from support.hub import OWNER, Hub
 
 PUSH = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from conftest import assert_same_outputs, make_batch, make_model, make_trainer
+from support.models import assert_same_outputs, make_batch, make_model
+from support.training import make_trainer
 from hf_mlprune import PruningCallback
 from transformers import AutoModelForSequenceClassification
 
@@ -75,7 +76,7 @@ def test_what_is_pushed_is_the_small_model_with_all_it_needs(hub, tmp_path):
 OWN_CARD = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from conftest import make_model, prune
+from support.models import make_model, prune
 from hf_mlprune import PruningConfig, shrink
 model = make_model()
 prune(model, PruningConfig.create(0.3))

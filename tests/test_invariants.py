@@ -6,11 +6,11 @@ import tempfile
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
-from conftest import HEADS, assert_same_outputs, clone, make_batch, make_model, outputs, prune
 from hf_mlprune import (
     PrunableBertConfig,
     PrunableBertForSequenceClassification,
@@ -28,6 +28,16 @@ from hf_mlprune.masked import MaskedLinear
 from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
 from hf_mlprune.state import is_attached, pruning_state
+from support.models import (
+    assert_same_outputs,
+    clone,
+    find_head,
+    heads_of,
+    make_batch,
+    make_model,
+    outputs,
+    prune,
+)
 
 
 @st.composite
@@ -78,7 +88,7 @@ def test_masked_equals_shrunk_equals_reloaded_in_float64(shape, block_shape, pre
     assert_same_outputs(masked, loaded, batch, 1e-12)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", heads_of())
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_every_head_prunes_shrinks_and_loads_through_its_auto_class(head, preset, tmp_path):
     model = make_model(head)
@@ -88,10 +98,7 @@ def test_every_head_prunes_shrinks_and_loads_through_its_auto_class(head, preset
     batch = make_batch(head, seed=99)
     assert_same_outputs(masked, model, batch)
     model.save_pretrained(tmp_path)
-    import transformers
-
-    auto = getattr(transformers, HEADS[head].__name__.replace("Bert", "AutoModel", 1), AutoModel)
-    loaded = auto.from_pretrained(tmp_path)
+    loaded = getattr(transformers, find_head(head).auto).from_pretrained(tmp_path)
     assert type(loaded) is type(model) is head_of(model).pruned
     assert_same_outputs(masked, loaded, batch)
 

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import hf_mlprune
-from conftest import make_batch, make_model, prune
 from hf_mlprune import PruningConfig, attach, kernels, report, shrink
 from hf_mlprune.config import LEVELS
 from hf_mlprune.kernels import block_sparse_linear, explain
@@ -30,6 +29,7 @@ from hf_mlprune.kernels.operation import WHY_NOT
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from hf_mlprune.modeling.structure import grid_shape
+from support.models import make_batch, make_model, prune
 
 ROOT = Path(__file__).parents[1]
 INSTRUCTION_SETS = {"": [], "avx2": ["avx2"], "avx512": ["avx2", "avx512"]}[kernels.instruction_set()]

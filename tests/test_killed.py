@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import make_model, make_trainer, run_forked
 from hf_mlprune import PruningCallback, last_complete_checkpoint
 from hf_mlprune.config import LEVELS
 from hf_mlprune.trainer.resuming import missing_parts
+from support.models import make_model
+from support.processes import run_forked
+from support.training import make_trainer
 
 
 class KillAtFile:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel
 
-from conftest import assert_same_outputs, make_batch, make_model, make_trainer
 from hf_mlprune import (
     PrunableBertConfig,
     PrunableBertForSequenceClassification,
@@ -19,6 +18,8 @@ from hf_mlprune import (
     attach,
     shrink,
 )
+from support.models import assert_same_outputs, make_batch, make_model
+from support.training import make_trainer
 
 OLD = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from conftest import make_batch, make_model, prune
 from hf_mlprune import PruningConfig, shrink
 from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
+from support.models import make_batch, make_model, prune
 
 ROWS = ("attention_output", "fc1", "fc2")
 

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import loss_of, make_batch, make_model
 from hf_mlprune import PruningConfig, advance, attach, collect, start
 from hf_mlprune.loop import current_run
 from hf_mlprune.methods import LearnedThresholds
@@ -26,6 +25,7 @@ from hf_mlprune.modeling.bert import LAYOUT
 from hf_mlprune.modeling.layout import GROUPS, DenseLayer, LayerSizes
 from hf_mlprune.stages import BlockStage, StructuredStage
 from hf_mlprune.state import pruning_state
+from support.models import loss_of, make_batch, make_model
 
 
 def paper(density=0.2, **settings) -> PruningConfig:

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import make_batch, make_model, make_trainer, prune
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.calls import Call, map_tensors, named_tensors
 from hf_mlprune.config import LEVELS
 from hf_mlprune.proof import compare, outputs
 from hf_mlprune.shrinking import ShrinkError
+from support.models import make_batch, make_model, prune
+from support.training import make_trainer
 
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.linear)
 

@@ -19,8 +19,8 @@ from transformers import (
     set_seed,
 )
 
-from conftest import training_arguments
 from hf_mlprune import PruningCallback, report
+from support.training import training_arguments
 from wheel_assets import fetch_wheel
 
 ROOT = Path(__file__).parents[1]

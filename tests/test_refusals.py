@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune as prune_of_torch
-from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel, Trainer
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, Trainer
 
-from conftest import bert_config, make_batch, make_model, make_trainer, prune, training_arguments
 from hf_mlprune import (
     PrunableBertConfig,
     PruningCallback,
@@ -25,6 +24,8 @@ from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
 from hf_mlprune.trainer.checks import check_arguments
+from support.models import make_batch, make_config, make_model, prune
+from support.training import make_trainer, training_arguments
 
 
 @pytest.mark.parametrize(
@@ -93,8 +94,8 @@ def test_activation_that_does_not_map_zero_to_zero(activation):
 
 
 def test_unknown_anatomy():
-    model = DistilBertModel(DistilBertConfig(vocab_size=32, dim=16, n_heads=2, hidden_dim=32, n_layers=1))
-    with pytest.raises(TypeError, match=r"known family \(bert\), got DistilBertModel with 0"):
+    model = GPT2Model(GPT2Config(vocab_size=32, n_embd=16, n_head=2, n_inner=32, n_layer=1))
+    with pytest.raises(TypeError, match=r"known family \(bert, .*\), got GPT2Model with 0"):
         attach(model, PruningConfig.create(0.5))
 
 
@@ -109,7 +110,7 @@ def test_two_encoders():
 
 
 def test_decoder():
-    model = BertForSequenceClassification(bert_config(is_decoder=True))
+    model = BertForSequenceClassification(make_config(is_decoder=True))
     with pytest.raises(ValueError, match="expected an encoder"):
         attach(model, PruningConfig.create(0.5))
 
@@ -457,7 +458,7 @@ def test_a_preset_that_is_not_applied():
 
 
 def test_a_misspelt_setting_config_first(tmp_path):
-    bert_config().save_pretrained(tmp_path)
+    make_config().save_pretrained(tmp_path)
     for make in (PrunableBertConfig, functools.partial(PrunableBertConfig.from_pretrained, tmp_path)):
         with pytest.raises(ValueError, match="unknown setting 'levles': did you mean 'levels'"):
             make(density=0.3, levles=("heads",))

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from conftest import make_model, make_trainer, run_forked
 from hf_mlprune import PruningCallback, PruningConfig, attach
 from hf_mlprune.config import LEVELS
 from hf_mlprune.schedule import make_schedule
+from support.models import make_model
+from support.processes import run_forked
+from support.training import make_trainer
 
 
 class Kill(TrainerCallback):

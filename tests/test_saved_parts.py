@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from conftest import assert_same_outputs, make_batch, make_model, prune
 from hf_mlprune import (
     PrunableBertForSequenceClassification,
     PrunableBertModel,
@@ -26,6 +23,8 @@ from hf_mlprune import (
 )
 from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, PrunedBertModel
+from support.models import assert_same_outputs, make_batch, make_model, prune
+from support.processes import run_without_package
 
 SETTINGS = {"density": 0.4, "levels": LEVELS, "block_shape": (4, 4)}
 
@@ -48,11 +47,6 @@ class Mine(BertForSequenceClassification):
 
 REMOTE = """
 import sys, torch
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_mlprune":
-            raise ImportError("not installed here")
-sys.meta_path.insert(0, Refuse())
 from transformers import AutoModel
 folder, out = sys.argv[1:]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
@@ -79,7 +73,7 @@ def encoder_of(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["shrunk", "loaded", "own", "wrapped"])
-def test_an_encoder_saved_on_its_own_loads_without_the_package(kind, tmp_path, monkeypatch):
+def test_an_encoder_saved_on_its_own_loads_without_the_package(kind, tmp_path):
     encoder = encoder_of(kind, tmp_path)
     assert type(encoder) is PrunedBertModel
     encoder.save_pretrained(tmp_path / "encoder")
@@ -87,15 +81,7 @@ def test_an_encoder_saved_on_its_own_loads_without_the_package(kind, tmp_path, m
     assert config["architectures"] == ["PrunedBertModel"]
     assert config["auto_map"]["AutoModel"] == "bert.PrunedBertModel"
     assert_same_outputs(encoder, AutoModel.from_pretrained(tmp_path / "encoder"), make_batch())
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(tmp_path / "encoder"), str(tmp_path / "out.pt")],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_without_package(REMOTE, tmp_path / "encoder", tmp_path / "out.pt", cache=tmp_path / "cache")
     with torch.no_grad():
         expected = encoder.eval()(input_ids=torch.arange(1, 13)[None]).last_hidden_state
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected)

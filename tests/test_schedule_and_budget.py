@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import make_model
 from hf_mlprune import PruningConfig, attach
 from hf_mlprune.budgets.weights import block_weights
 from hf_mlprune.config import LEVELS
@@ -17,6 +16,7 @@ from hf_mlprune.modeling.structure import grid_shape
 from hf_mlprune.schedule import Phase, cubic_target, make_schedule
 from hf_mlprune.stages import BlockStage, StructuredStage
 from hf_mlprune.state import pruning_state
+from support.models import make_model
 
 levels = st.sets(st.sampled_from(LEVELS), min_size=1).map(tuple)
 

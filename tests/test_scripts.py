@@ -13,9 +13,10 @@ from torch.nn import functional
 from transformers import BertForSequenceClassification, BertModel, Trainer
 from transformers.utils import ModelOutput
 
-from conftest import LABELS, distillation_losses, make_dataset, make_model, training_arguments
 from hf_mlprune import PruningCallback, report, shrinking
 from hf_mlprune.shrinking import ShrinkError
+from support.models import LABELS, make_dataset, make_model
+from support.training import distillation_losses, training_arguments
 
 
 @dataclasses.dataclass

@@ -35,8 +35,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from conftest import VOCABULARY, distillation_losses, make_model
 from hf_mlprune import PruningCallback, report
+from support.models import VOCABULARY, make_model
+from support.training import distillation_losses
 
 WORDS = VOCABULARY - 5
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -12,16 +12,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 
-from conftest import (
-    LABELS,
-    distillation_losses,
-    make_batch,
-    make_dataset,
-    make_model,
-    make_trainer,
-    training_arguments,
-)
 from hf_mlprune import PruningCallback, report
+from support.models import LABELS, make_batch, make_dataset, make_model
+from support.training import distillation_losses, make_trainer, training_arguments
 
 
 def dataset(labels=None):

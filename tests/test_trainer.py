@@ -9,22 +9,13 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from conftest import (
-    HEADS,
-    assert_same_outputs,
-    clone,
-    make_batch,
-    make_dataset,
-    make_model,
-    make_trainer,
-    prune,
-    training_arguments,
-)
 from hf_mlprune import PruningCallback, PruningConfig, attach, report, shrink
 from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.schedule import Phase, make_schedule
 from hf_mlprune.state import pruning_state
+from support.models import assert_same_outputs, clone, heads_of, make_batch, make_dataset, make_model, prune
+from support.training import make_trainer, training_arguments
 
 FIGURES = {"density", "density_target", "lambda", "penalty", "pruning_phase"}
 
@@ -43,7 +34,7 @@ class Probe(TrainerCallback):
         self.seen[state.global_step] = self.look(model)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", heads_of())
 def test_one_callback_prunes_every_head(head, tmp_path):
     if head == "model":
         pytest.skip("a bare encoder returns no loss: a Trainer of its own is needed")

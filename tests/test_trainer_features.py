@@ -13,19 +13,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 
-from conftest import (
-    LABELS,
-    make_batch,
-    make_dataset,
-    make_model,
-    make_trainer,
-    training_arguments,
-)
 from hf_mlprune import PruningCallback, PruningConfig, attach, report
 from hf_mlprune.config import LEVELS
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
 from hf_mlprune.trainer.session import SMOOTHED_OVER_ITEMS
+from support.models import LABELS, make_batch, make_dataset, make_model
+from support.training import make_trainer, training_arguments
 
 #: Its name before and since it changed within transformers 5.
 CHECKPOINTING = next(

@@ -14,21 +14,13 @@ from safetensors.torch import load_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
-from conftest import (
-    assert_same_outputs,
-    loss_of,
-    make_batch,
-    make_dataset,
-    make_model,
-    make_trainer,
-    prune,
-    training_arguments,
-)
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.config import LEVELS
 from hf_mlprune.shrinking import ShrinkError, rehearse, shrunk_copy
 from hf_mlprune.state import is_attached
 from hf_mlprune.trainer.session import PRUNED, UNSHRUNK
+from support.models import assert_same_outputs, loss_of, make_batch, make_dataset, make_model, prune
+from support.training import make_trainer, training_arguments
 
 ALL = PruningConfig.create(0.4, levels=LEVELS, block_shape=(8, 4), minimum_units=0)
 

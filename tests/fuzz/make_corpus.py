@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from conftest import make_batch, make_model, prune
 from hf_mlprune import PruningConfig, shrink
 from hf_mlprune.config import LEVELS
+from support.models import make_batch, make_model, prune
 
 CORPUS = Path(__file__).with_name("corpus")
 RUNS = {

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback
 
-from conftest import make_dataset, make_model, training_arguments
 from hf_mlprune import PruningCallback
 from hf_mlprune.config import LEVELS
 from hf_mlprune.state import pruning_state
+from support.models import make_dataset, make_model
+from support.training import training_arguments
 
 WROTE: list[str] = []
 
