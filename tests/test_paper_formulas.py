@@ -21,8 +21,7 @@ from hf_mlprune.methods.mlpruning import (
     score_learning_rate,
     top_k,
 )
-from hf_mlprune.modeling.bert import LAYOUT
-from hf_mlprune.modeling.layout import GROUPS, DenseLayer, LayerSizes
+from hf_mlprune.modeling.layout import BERT_LAYOUT, GROUPS, DenseLayer, LayerSizes
 from hf_mlprune.stages import BlockStage, StructuredStage
 from hf_mlprune.state import pruning_state
 from support.models import loss_of, make_batch, make_model
@@ -98,12 +97,12 @@ def test_bert_base_ratio_is_the_reference_formula_over_144():
 @given(st.lists(st.integers(0, 12), min_size=6, max_size=6))
 def test_layer_weights_are_those_of_the_matrices(numbers):
     columns, head_size, heads, output_rows, fc1, fc2 = numbers
-    dense = DenseLayer(LAYOUT, LayerSizes(columns, heads, head_size, fc1))
+    dense = DenseLayer(BERT_LAYOUT, LayerSizes(columns, heads, head_size, fc1))
     widths = dict(zip(GROUPS, (heads, output_rows, fc1, fc2), strict=True))
     attention = heads * head_size
     matrices = [(attention, columns)] * 3 + [(output_rows, attention), (fc1, columns), (fc2, fc1)]
     assert dense.weights(widths) == sum(torch.ones(shape).sum() for shape in matrices)
-    assert [dense.shape(name, widths) for name in LAYOUT.matrices] == matrices
+    assert [dense.shape(name, widths) for name in BERT_LAYOUT.matrices] == matrices
     for group in GROUPS:
         fewer = {**widths, group: widths[group] - 1}
         assert dense.unit_weights(group, widths) == dense.weights(widths) - dense.weights(fewer)
