@@ -14,13 +14,11 @@ class Row:
     Attributes:
         config: what a small model without chance takes, by the family's own names.
         variants: changes that make it of another kind that its checkpoints have.
-        inputs: what its models read, "tokens" or "pixels".
         even_heads: whether its positions turn pairs of features, so that heads have an even size.
     """
 
     config: Mapping[str, Any]
     variants: tuple[Mapping[str, Any], ...] = ()
-    inputs: str = "tokens"
     even_heads: bool = False
 
 
@@ -61,4 +59,6 @@ TABLE: dict[str, Row] = {
         variants=({"position_embedding_type": "absolute", "emb_layer_norm_before": True},),
         even_heads=True,
     ),
+    "vit": Row(NO_DROPOUT),
+    "deit": Row(NO_DROPOUT),
 }  # fmt: skip

@@ -54,12 +54,12 @@ def heads_of(family: str = "bert") -> list[str]:
 
 def labelled_head(family: str) -> str:
     """The head that predicts one class for each input."""
-    return "image" if TABLE[family].inputs == "pixels" else "sequence"
+    return "image" if find_family(family).takes_images else "sequence"
 
 
 def make_config(family: str = "bert", **changes) -> PreTrainedConfig:
     """A stock config; `changes` by BERT's names for sizes and activation, else by the family's own."""
-    record, row = find_family(family), TABLE[family]
+    record = find_family(family)
     fields = record.config.config_fields
     own = {
         "hidden_size": fields.hidden_size,
@@ -71,11 +71,11 @@ def make_config(family: str = "bert", **changes) -> PreTrainedConfig:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     read = (
         {"image_size": IMAGE, "patch_size": PATCH, "encoder_stride": PATCH}
-        if row.inputs == "pixels"
+        if record.takes_images
         else {"vocab_size": VOCABULARY, "max_position_embeddings": 32}
     )
     changes = {own.get(name, name): value for name, value in {**sizes, **changes}.items()}
-    return record.stock_config(**{**read, "num_labels": LABELS, **row.config, **changes})
+    return record.stock_config(**{**read, "num_labels": LABELS, **TABLE[family].config, **changes})
 
 
 def make_model(head: str = "sequence", seed: int = 0, family: str = "bert", **changes) -> PreTrainedModel:
@@ -94,7 +94,7 @@ def make_batch(
     head: str = "sequence", rows: int = 4, seed: int = 0, family: str = "bert"
 ) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    if TABLE[family].inputs == "pixels":
+    if find_family(family).takes_images:
         return _images(head, rows, generator)
     shape = (rows, 2, TOKENS) if head == "choice" else (rows, TOKENS)
     tokens = torch.randint(1, VOCABULARY, shape, generator=generator)
