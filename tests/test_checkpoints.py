@@ -113,7 +113,7 @@ def test_code_in_checkpoints_imports_torch_transformers_and_the_standard_library
                 modules = [node.module]
             for module in modules:
                 top = module.split(".")[0]
-                assert top in {"torch", "transformers"} | sys.stdlib_module_names, (path, module)
+                assert top in {"torch", "transformers"} | sys.stdlib_module_names, (name, module)
 
 
 def test_auto_classes_and_pipeline_load_it(folder):

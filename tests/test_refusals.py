@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune as prune_of_torch
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, Trainer
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BartConfig,
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaConfig,
+    GPT2Config,
+    MixtralConfig,
+    T5Config,
+    Trainer,
+)
 
 from hf_mlprune import (
     PrunableBertConfig,
@@ -21,6 +32,7 @@ from hf_mlprune import (
     start,
 )
 from hf_mlprune.config import LEVELS
+from hf_mlprune.families import FAMILIES
 from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
 from hf_mlprune.trainer.checks import check_arguments
@@ -93,20 +105,26 @@ def test_activation_that_does_not_map_zero_to_zero(activation):
         attach(model, PruningConfig.create(0.5))
 
 
-def test_unknown_anatomy():
-    model = GPT2Model(GPT2Config(vocab_size=32, n_embd=16, n_head=2, n_inner=32, n_layer=1))
-    with pytest.raises(TypeError, match=r"known family \(bert, .*\), got GPT2Model with 0"):
+UNKNOWN = [
+    (AlbertConfig, "got AlbertModel with none; albert is not supported: its layers are one and the same"),
+    (T5Config, "got T5Model with none; t5 is not supported: its first layer computes the relative positions"),
+    (BartConfig, "got BartModel with none; bart is not supported: its encoder is bound to a decoder"),
+    (
+        DebertaConfig,
+        "got DebertaModel with none; deberta is not supported: .*deberta-v2 and v3 are supported",
+    ),
+    (GPT2Config, "got GPT2Model with none$"),
+    (MixtralConfig, "got MixtralModel with none$"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), UNKNOWN)
+def test_families_that_are_not_known_are_refused_by_the_names_of_those_that_are(kind, message):
+    with torch.device("meta"):
+        model = AutoModel.from_config(kind())
+    known = ", ".join(family.name for family in FAMILIES)
+    with pytest.raises(TypeError, match=rf"of a known family \({known}\), {message}"):
         attach(model, PruningConfig.create(0.5))
-
-
-def test_two_encoders():
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = make_model("model"), make_model("model")
-
-    with pytest.raises(TypeError, match="got Pair with 2"):
-        attach(Pair(), PruningConfig.create(0.5))
 
 
 def test_decoder():

@@ -134,20 +134,19 @@ def _check_shared(model: nn.Module, encoders: Sequence[Encoder]) -> None:
         weight = module._parameters.get("weight")
         if weight is not None:
             owners.setdefault(id(weight), []).append(path)
-    layers = [layer for encoder in encoders for layer in encoder.layers]
-    prunable = [linear.weight for layer in layers for linear in layer.linears.values()]
-    for weight in prunable:
-        names = owners.get(id(weight), [])
+    uses: dict[int, list[str]] = {}
+    for encoder in encoders:
+        for index, layer in enumerate(encoder.layers):
+            for name, linear in layer.linears.items():
+                uses.setdefault(id(linear.weight), []).append(f"{encoder.path} layer {index} {name}".strip())
+    for weight, places in uses.items():
+        # By both counts, as one module may be in two layers, and two modules may have one weight.
+        names = places if len(places) > 1 else owners.get(weight, [])
         if len(names) > 1:
             raise ValueError(
-                f"expected layers with weights of their own, but one weight belongs to {names}: they cannot "
-                "be pruned separately; give each its own (copy.deepcopy of the layer)"
+                f"expected layers with weights of their own, but {names} are one and the same, so that they "
+                "cannot be pruned separately; give each its own (copy.deepcopy)"
             )
-    if len({id(layer.module) for layer in layers}) < len(layers):
-        raise ValueError(
-            "expected layers of their own, but one layer is there several times, so that its uses cannot be "
-            "pruned separately; give each its own (copy.deepcopy of the layer)"
-        )
 
 
 def _check_activation(layer: int, module: nn.Module, dense: DenseLayer) -> None:
@@ -188,7 +187,7 @@ def random_batch(model: nn.Module, encoder: Encoder, rows: int, length: int) -> 
     if encoder.family.takes_images:
         pixels = torch.randn(rows, config.num_channels, *_sides(config.image_size), generator=generator)
         return {"pixel_values": pixels.to(device, encoder.module.dtype)}
-    length = min(length, config.max_position_embeddings)
+    length = min(length, encoder.family.config.config_fields.most_tokens(config))
     pair = (2,) if head is not None and head.has_choices else ()
     tokens = torch.randint(0, config.vocab_size, (rows, *pair, length), generator=generator)
     mask = torch.ones_like(tokens)

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from families import TABLE
 from hf_mlprune import PruningConfig, advance, attach, collect, start
-from hf_mlprune.families import FAMILIES, find_encoder
+from hf_mlprune.families import FAMILIES, find_encoders
 from hf_mlprune.modeling.family import Family, Head
 
 VOCABULARY = 64
@@ -143,7 +143,7 @@ def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def prune(model: nn.Module, config: PruningConfig, *, head: str = "sequence", steps: int = 20) -> None:
     """A custom loop from dense to final masks, without a Trainer."""
-    family = find_encoder(model)[0].name
+    family = find_encoders(model)[0][1].name
     attach(model, config)
     start(model, steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)

@@ -16,7 +16,7 @@ from transformers import (
 from .block_sparse import BlockSparseLinear as BlockSparseLinear
 from .checkpoint import read_header as read_header
 from .family import PrunedConfigMixin, define_family
-from .fields import ConfigFields as ConfigFields
+from .fields import ConfigFields
 from .layout import BERT_LAYOUT
 from .pretrained import PrunedMixin
 from .pruned import apply_structure as apply_structure
@@ -29,6 +29,7 @@ class PrunedCamembertConfig(PrunedConfigMixin, CamembertConfig):
 
     model_type = "pruned_camembert"
     layout = BERT_LAYOUT
+    config_fields = ConfigFields(positions_behind_padding=True)
 
 
 class PrunedCamembertMixin(PrunedMixin):

@@ -16,7 +16,7 @@ from transformers import (
 from .block_sparse import BlockSparseLinear as BlockSparseLinear
 from .checkpoint import read_header as read_header
 from .family import PrunedConfigMixin, define_family
-from .fields import ConfigFields as ConfigFields
+from .fields import ConfigFields
 from .layout import BERT_LAYOUT
 from .pretrained import PrunedMixin
 from .pruned import apply_structure as apply_structure
@@ -32,6 +32,7 @@ class PrunedEsmConfig(PrunedConfigMixin, EsmConfig):
 
     model_type = "pruned_esm"
     layout = LAYOUT
+    config_fields = ConfigFields(positions_behind_padding=True)
 
 
 class PrunedEsmMixin(PrunedMixin):

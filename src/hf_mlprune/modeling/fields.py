@@ -43,6 +43,8 @@ class ConfigFields:
         activation: of the FFN.
         bounds: smallest and largest value of each further size, of each side if it has several.
         numbers: further numbers from 0 to 1.
+        positions_behind_padding: whether the first position is the one behind that of padding, so that a
+            sequence can have fewer tokens than there are positions.
     """
 
     hidden_size: str = "hidden_size"
@@ -52,11 +54,17 @@ class ConfigFields:
     activation: str = "hidden_act"
     bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()
+    positions_behind_padding: bool = False
 
     def sizes(self, config: Any) -> LayerSizes:
         """Sizes of one dense layer."""
         hidden, heads = getattr(config, self.hidden_size), getattr(config, self.num_heads)
         return LayerSizes(hidden, heads, hidden // heads, getattr(config, self.ffn_size))
+
+    def most_tokens(self, config: Any) -> int:
+        """Tokens of the longest sequence that a model can take."""
+        most: int = config.max_position_embeddings
+        return most - config.pad_token_id - 1 if self.positions_behind_padding else most
 
 
 def check_config(data: Mapping[str, Any], fields: ConfigFields) -> None:

@@ -76,7 +76,9 @@ class PrunedMPNetConfig(PrunedConfigMixin, MPNetConfig):
 
     model_type = "pruned_mpnet"
     layout = LAYOUT
-    config_fields = ConfigFields(bounds={"relative_attention_num_buckets": (1, 2**16)})
+    config_fields = ConfigFields(
+        bounds={"relative_attention_num_buckets": (1, 2**16)}, positions_behind_padding=True
+    )
 
 
 class PrunedMPNetMixin(PrunedMixin):
