@@ -40,8 +40,11 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds banking77/")
-    parser.add_argument("--model", required=True, help="folder or hub name of all-MiniLM-L6-v2")
+    parser.add_argument("--model", required=True, help="folder or hub name, e.g. of all-MiniLM-L6-v2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--result", default="quick_accuracy", help="name of the file of results")
     parser.add_argument("--densities", type=float, nargs="+", default=[0.5, 0.2])
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=1000)
@@ -66,6 +69,7 @@ class Bench:
             "pruning_steps": args.steps,
             "teacher_learning_rate": args.teacher_learning_rate,
             "learning_rate": args.learning_rate,
+            **({} if args.batch_size == 32 else {"batch_size": args.batch_size}),
             "bf16": args.bf16,
             "model": Path(args.model).name,
             "training_questions": len(self.train),
@@ -82,7 +86,7 @@ class Bench:
         return Dataset.from_dict({**tokens, "labels": [self.labels.index(name) for name in names]})
 
     def _finished(self) -> list[dict[str, Any]]:
-        path = RESULTS / "quick_accuracy.json"
+        path = RESULTS / f"{self.args.result}.json"
         if not path.is_file():
             return []
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -120,8 +124,9 @@ class Bench:
         source = teacher if preset == "default" else self.args.model
         callback = PruningCallback(density=density, preset=preset, teacher=teacher)
         trainer, seconds = self._train(seed, source, self.args.steps, self.args.learning_rate, callback)
-        achieved = trainer.model.pruning_report["density"]
-        self._store(trainer, seconds, seed, preset, density, density=achieved)
+        report = trainer.model.pruning_report
+        speedups = {f"{row['batch']}x{row['length']}": row["speedup"] for row in report["latency"]}
+        self._store(trainer, seconds, seed, preset, density, density=report["density"], speedups=speedups)
 
     def _train(
         self, seed: int, source: str, steps: int, rate: float, callback: PruningCallback | None
@@ -132,7 +137,7 @@ class Bench:
             args=TrainingArguments(
                 output_dir=str(self.args.work / f"trainer_{seed}"),
                 max_steps=steps,
-                per_device_train_batch_size=32,
+                per_device_train_batch_size=self.args.batch_size,
                 per_device_eval_batch_size=128,
                 learning_rate=rate,
                 bf16=self.args.bf16,
@@ -157,7 +162,15 @@ class Bench:
         return trainer, time.perf_counter() - began
 
     def _store(
-        self, trainer: Trainer, seconds: float, seed: int, preset: str, target: float, *, density: float
+        self,
+        trainer: Trainer,
+        seconds: float,
+        seed: int,
+        preset: str,
+        target: float,
+        *,
+        density: float,
+        speedups: dict[str, float] | None = None,
     ) -> None:
         percent = 100 * trainer.evaluate()["eval_accuracy"]
         dense = self.find(seed, DENSE, 1.0)
@@ -170,18 +183,21 @@ class Bench:
             "loss_in_points": dense["accuracy"] - percent if dense else 0.0,
             "training_seconds": seconds,
         }
+        if speedups is not None:
+            # Of the whole encoder over the stock one, sequences x tokens.
+            run["speedups"] = speedups
         # Seeds may run side by side, each in a process of its own.
         others = [other for other in self._finished() if other["seed"] != seed]
         self.runs = [*others, *(own for own in self.runs if own["seed"] == seed), run]
         print(json.dumps(run))
-        write_result({"settings": self.settings, "runs": self.runs})
+        write_result({"settings": self.settings, "runs": self.runs}, name=self.args.result)
 
     def print_table(self) -> None:
         """Means over seeds."""
         table = Table(title=f"banking77, {self.args.steps} pruning steps, mean over {self.args.seeds}")
         for name in ("preset", "density", "accuracy", "loss in points"):
             table.add_column(name, justify="right")
-        wanted = [(DENSE, 1.0), *((preset, d) for d in self.args.densities for preset in PRESETS)]
+        wanted = [(DENSE, 1.0), *((preset, d) for d in self.args.densities for preset in self.args.presets)]
         for preset, target in wanted:
             found = [self.find(seed, preset, target) for seed in self.args.seeds]
             means = [
@@ -203,7 +219,7 @@ def main() -> None:
     bench = Bench(args)
     for seed in args.seeds:
         bench.run_dense(seed)
-        for preset in PRESETS:
+        for preset in args.presets:
             for density in args.densities:
                 bench.run_pruned(seed, preset, density)
     bench.print_table()
