@@ -10,6 +10,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 from . import kernels
 from .attaching import attach
 from .config import PruningConfig
+from .distillation.custom import distilled
 from .families import FAMILIES
 from .loop import advance, collect, start
 from .prunable import CLASSES, CONFIGS, prunable_class
@@ -30,6 +31,7 @@ __all__ = [
     "advance",
     "attach",
     "collect",
+    "distilled",
     "kernels",
     "last_complete_checkpoint",
     "report",

@@ -10,7 +10,7 @@ the distillation loss enters once. The pruning penalty needs no carrier (see `ga
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..calls import Call, map_tensors, named_tensors
 from ..config import PruningConfig
 from ..encoders import inspect_encoders
 from ..families import head_of
+from .carry import Carry, Once
 from .losses import distillation_loss
 from .recording import EncoderRecorder
 from .teacher import Teacher
@@ -30,37 +31,6 @@ from .teacher import Teacher
 TARGETS = ("labels", "start_positions", "end_positions")
 #: A distillation loss that is exactly 0 for so many steps is not heard.
 SILENT_STEPS = 10
-
-
-@dataclass
-class _Once:
-    """Whether the distillation loss of one forward pass has entered the gradients."""
-
-    note: Callable[[], None]
-    entered: bool = False
-
-
-class _Carry(torch.autograd.Function):
-    """The carrier's value; its gradient weighted, and that of another loss added to the graph."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, carrier: Tensor, aux: Tensor, carrier_weight: float, aux_weight: float, once: _Once
-    ) -> Tensor:
-        ctx.weights, ctx.once, ctx.scalar = (carrier_weight, aux_weight), once, carrier.dim() == 0
-        # Not a view, which scripts could not change in place as they do a loss.
-        return carrier.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        carrier_weight, aux_weight = ctx.weights
-        aux_gradient = None
-        if not ctx.once.entered:
-            ctx.once.entered = True
-            ctx.once.note()
-            # A loss is scaled as the script scales it; of other outputs the gradient says nothing about that.
-            aux_gradient = aux_weight * (gradient if ctx.scalar else gradient.new_ones(()))
-        return carrier_weight * gradient, aux_gradient, None, None, None
 
 
 @dataclass
@@ -230,7 +200,7 @@ class Distiller:
 
     def _carry(self, out: Any, kwargs: dict[str, Any], aux: Tensor | None) -> Any:
         """The outputs with the share in the loss, and with the distillation loss in all their gradients."""
-        once = _Once(self._note_arrival)
+        once = Once(self._note_arrival)
         alpha = self.config.task_weight
         names = {name for name, tensor in named_tensors(out) if tensor.dim() == 0}
         loss = "loss" if "loss" in names else "0" if isinstance(out, (tuple, list)) and "0" in names else None
@@ -255,16 +225,16 @@ class Distiller:
                 value = value if task_share is None else task_share * value
                 if aux is None or not value.requires_grad:
                     return value
-                return _Carry.apply(value, teacher_share * aux, alpha, 1 - alpha, once)  # type: ignore[no-any-return, no-untyped-call]
+                return Carry.apply(value, teacher_share * aux, alpha, 1 - alpha, once)  # type: ignore[no-any-return, no-untyped-call]
             if aux is None or not value.requires_grad:
                 return value
             # Trainer's own factors are in the gradient of the script's loss, which is not seen here.
-            return _Carry.apply(value, aux, alpha * smoothed_share, (1 - alpha) / self.accumulation, once)  # type: ignore[no-any-return, no-untyped-call]
+            return Carry.apply(value, aux, alpha * smoothed_share, (1 - alpha) / self.accumulation, once)  # type: ignore[no-any-return, no-untyped-call]
 
         carried = map_tensors(carry, out)
         if aux is not None and self.without_labels and loss is None:
             # There is no task loss: the distillation loss is the whole, where Trainer looks for a loss.
-            whole = _Carry.apply(aux.detach(), teacher_share * aux, 0.0, 1.0, once)  # type: ignore[no-untyped-call]
+            whole = Carry.apply(aux.detach(), teacher_share * aux, 0.0, 1.0, once)  # type: ignore[no-untyped-call]
             if isinstance(carried, MutableMapping):
                 carried["loss"] = whole
             elif isinstance(carried, tuple):

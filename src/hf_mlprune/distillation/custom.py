@@ -1,0 +1,109 @@
+"""Distillation in a training loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..config import PruningConfig
+from ..shrinking import shrunk_copy
+from ..state import is_attached, pruning_states
+from .hooks import Distiller
+from .teacher import load_teacher
+
+
+class Distillation:
+    """What :func:`distilled` gives: one call per optimizer step.
+
+    Args:
+        distiller: its hooks, in place.
+    """
+
+    def __init__(self, distiller: Distiller) -> None:
+        self._distiller = distiller
+        self._taught_by_step1 = False
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The model that teaches now."""
+        assert self._distiller.teacher is not None
+        return self._distiller.teacher.model
+
+    def update(self) -> None:
+        """Call after `advance`: checks that the teacher was heard in this step.
+
+        With ``block_teacher="step1"``, the model as it was after heads and rows teaches from then on.
+
+        Raises:
+            RuntimeError: no loss of this step came from the outputs of the model.
+        """
+        self._distiller.check_arrived()
+        model, config = self._distiller.model, self._distiller.config
+        if not config.step1_teaches or self._taught_by_step1 or not is_attached(model):
+            return
+        states = pruning_states(model)
+        if all(state.structured_is_final and not state.is_final for state in states):
+            self._distiller.remove()
+            self._distiller.teacher = load_teacher(shrunk_copy(model), model, config)
+            self._distiller.install()
+            self._taught_by_step1 = True
+
+    def mean_loss(self) -> float | None:
+        """Mean distillation loss since the last call; see :meth:`Distiller.take_mean_loss`."""
+        return self._distiller.take_mean_loss()
+
+
+@contextmanager
+def distilled(
+    model: nn.Module,
+    teacher: str | nn.Module,
+    settings: PruningConfig | None = None,
+    *,
+    accumulation: int = 1,
+    autocast_dtype: torch.dtype | None = None,
+) -> Iterator[Distillation]:
+    """Have a teacher's loss in the gradients of a model while it trains, with masks or without.
+
+    The loss rides on what the model returns in training mode: values stay what they are, and ``backward``
+    adds the gradient of the distillation loss.
+
+        with distilled(model, teacher) as distillation:
+            for step, batch in enumerate(batches, start=1):
+                model(**batch).loss.backward()
+                collect(model)
+                optimizer.step()
+                optimizer.zero_grad()
+                advance(model, step)
+                distillation.update()
+
+    Args:
+        model: the student.
+        teacher: a module that is called as the model is, or the folder or hub name of a model of its class.
+        settings: the weights of the terms; those of the model's masks, if ``None``.
+        accumulation: backward passes per optimizer step.
+        autocast_dtype: dtype of the autocast that the loop runs the model under, if any.
+
+    Raises:
+        ValueError: there are no settings, or the teacher cannot teach this model; see ``load_teacher``.
+    """
+    if settings is None and not is_attached(model):
+        raise ValueError(
+            f"distilled: {type(model).__name__} has no masks, whose settings say how much each term weighs: "
+            "pass settings=PruningConfig.create(density), or `attach(model, config)` first"
+        )
+    config = settings or pruning_states(model)[0].config
+    distiller = Distiller(
+        model,
+        load_teacher(teacher, model, config),
+        config,
+        autocast_dtype=autocast_dtype,
+        accumulation=accumulation,
+    )
+    distiller.install()
+    try:
+        yield Distillation(distiller)
+    finally:
+        distiller.remove()
