@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from common import write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
 from hf_mlprune.config import LEVELS
-from hf_mlprune.loop import current_run
+from hf_mlprune.run import current_run
 from hf_mlprune.schedule import Phase, make_schedule
 from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave

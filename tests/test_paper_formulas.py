@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_mlprune import PruningConfig, advance, attach, collect, start
-from hf_mlprune.loop import current_run
 from hf_mlprune.methods import LearnedThresholds
 from hf_mlprune.methods.mlpruning import (
     adaptive_lambda,
@@ -22,6 +21,7 @@ from hf_mlprune.methods.mlpruning import (
     top_k,
 )
 from hf_mlprune.modeling.layout import BERT_LAYOUT, GROUPS, DenseLayer, LayerSizes
+from hf_mlprune.run import current_run
 from hf_mlprune.stages import BlockStage, StructuredStage
 from hf_mlprune.state import pruning_state
 from support.models import loss_of, make_batch, make_model
@@ -80,7 +80,7 @@ def test_bert_base_ratio_is_the_reference_formula_over_144():
     stage = StructuredStage(state)
     generator = torch.Generator().manual_seed(0)
     ratios = [torch.rand((), generator=generator).double() * 0.8 + 0.15 for _ in stage.gates]
-    by_place = dict(zip(stage.places, ratios, strict=True))
+    by_place = dict(zip(stage.groups, ratios, strict=True))
     expected = sum(
         3 * by_place[i, "heads"]
         + by_place[i, "heads"] * by_place[i, "attention_output"]

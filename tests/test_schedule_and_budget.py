@@ -60,8 +60,8 @@ def test_structured_budget_is_met_within_one_unit(seed, density, rows, ffn_size)
     attach(model, PruningConfig.create(density, levels=("heads", "rows"), row_sites=sites))
     stage = StructuredStage(pruning_state(model))
     generator = torch.Generator().manual_seed(seed)
-    priorities = [torch.rand(live, generator=generator) for live in stage.live]
-    for gate, keep in zip(stage.gates, stage.fit(priorities, density, fill=True), strict=True):
+    priorities = [torch.rand(live, generator=generator) for live in stage.active]
+    for gate, keep in zip(stage.gates, stage.fit(priorities, density, final=True), strict=True):
         gate.set_keep(keep)
     assert stage.weights() <= density * stage.total
     assert all(bool(gate.keep.any()) for gate in stage.gates)
@@ -80,13 +80,14 @@ def test_rows_of_large_sites_are_kept_in_groups_of_16_by_priority(seed, density)
     stage = StructuredStage(pruning_state(model))
     generator = torch.Generator().manual_seed(seed)
     # Layers of very different worth: some keep no more than they must.
-    scales = 10.0 ** torch.randint(-3, 1, (len(stage.live),), generator=generator)
+    scales = 10.0 ** torch.randint(-3, 1, (len(stage.active),), generator=generator)
     priorities = [
-        torch.rand(live, generator=generator) * scale for live, scale in zip(stage.live, scales, strict=True)
+        torch.rand(live, generator=generator) * scale
+        for live, scale in zip(stage.active, scales, strict=True)
     ]
-    fitted = stage.fit(priorities, density, fill=False)
-    masks = stage.fit(priorities, density, fill=True)
-    rows = [index for index, (_, site) in enumerate(stage.places) if site == "fc1"]
+    fitted = stage.fit(priorities, density, final=False)
+    masks = stage.fit(priorities, density, final=True)
+    rows = [index for index, (_, site) in enumerate(stage.groups) if site == "fc1"]
     counts = [int(masks[index].sum()) for index in rows]
     assert len([count for count in counts if count % 16 and count not in (3, 520)]) <= 1
     for index in rows:
@@ -105,8 +106,8 @@ def test_block_budget_is_met_within_the_smallest_block(seed, density):
     pairs = [(linear.masks.blocks, linear) for linear in pruning_state(model).linears]
     stage = BlockStage(pruning_state(model), pairs)
     generator = torch.Generator().manual_seed(seed)
-    priorities = [torch.rand(live, generator=generator) for live in stage.live]
-    masks = stage.fit(priorities, density, fill=True)
+    priorities = [torch.rand(live, generator=generator) for live in stage.active]
+    masks = stage.fit(priorities, density, final=True)
     for gate, keep in zip(stage.gates, masks, strict=True):
         gate.set_keep(keep)
     left = density * stage.total - stage.weights()
@@ -122,7 +123,7 @@ def test_higher_priority_is_kept_first_and_equal_ones_by_index():
     stage = StructuredStage(pruning_state(model))
     worth = torch.zeros(48)
     worth[[5, 40]] = 1.0
-    (keep,) = stage.fit([worth], 0.75, fill=False)
+    (keep,) = stage.fit([worth], 0.75, final=False)
     kept = keep.nonzero().flatten().tolist()
     assert {5, 40} < set(kept)
     assert sorted(set(kept) - {5, 40}) == [i for i in range(48) if i not in (5, 40)][: len(kept) - 2]
@@ -135,10 +136,10 @@ def test_ranking_is_importance_per_weight():
     stage = StructuredStage(pruning_state(model))
     method = FisherRanking(config)
     plan = make_schedule(config, 100)
-    gradients = [torch.full((live,), 2.0) for live in stage.live]
+    gradients = [torch.full((live,), 2.0) for live in stage.active]
     method.learn(stage, gradients, 0.5, Progress(0, Phase.WARMUP, plan))
     # (1 - 0.98) · 2² over 4·8·32 weights of a head, 2·32 of an FC1 row.
-    for (_, site), priority in zip(stage.places, method.priorities(stage), strict=True):
+    for (_, site), priority in zip(stage.groups, method.priorities(stage), strict=True):
         freed = 4 * 8 * 32 if site == "heads" else 2 * 32
         torch.testing.assert_close(priority, torch.full_like(priority, 0.08 / freed))
 

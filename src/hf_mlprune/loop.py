@@ -11,72 +11,12 @@ shrink(model)
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor, distributed, nn
+from torch import nn
 
 from .editing import edited
-from .methods import Method, make_method
-from .methods.base import Pressure, Progress
-from .schedule import Phase, Schedule, make_schedule
-from .stages import BlockStage, Stage, StructuredStage
-from .state import PruningState, is_attached, pruning_states
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """What one `start` sets up; rebuilt from the model's buffers when a run is resumed.
-
-    Attributes:
-        schedule: phase boundaries.
-        method: how importance is learned.
-        step: completed optimizer steps.
-        phase: present phase.
-        target: density at the end of the present stage.
-        stage: gates that learn now, or ``None`` once all masks are final.
-        pressure: the method's last density target, λ and penalty.
-        density: present density.
-        moved_at: last step at which the density changed.
-        stall_reported: whether the user was told that it does not change.
-        collected: whether this step's mask gradients were learned from.
-    """
-
-    schedule: Schedule
-    method: Method
-    phase: Phase
-    target: float
-    stage: Stage | None
-    pressure: Pressure
-    density: float
-    moved_at: int
-    step: int
-    stall_reported: bool = False
-    collected: bool = False
-
-
-def current_run(state: PruningState) -> Run:
-    """The run that `start` set up.
-
-    Raises:
-        ValueError: `start` was not called.
-    """
-    run = state.run
-    if not isinstance(run, Run):
-        raise ValueError("the run has not begun: call `start(model, max_steps)` before the first step")
-    return run
-
-
-def reset_state(state: PruningState) -> None:
-    """Give all masks and what they learn from their initial values."""
-    method = make_method(state.config)
-    for gate in state.all_gates():
-        method.reset(gate)
-    state.landed.zero_()
+from .run import begin, current_run, learn, move
+from .schedule import make_schedule
+from .state import is_attached, pruning_states
 
 
 def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
@@ -99,32 +39,7 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
     schedule = make_schedule(states[0].config, max_steps)
     with edited(model):
         for state in states:
-            _begin(state, schedule, step)
-
-
-def _begin(state: PruningState, schedule: Schedule, step: int) -> None:
-    config = state.config
-    if step == 0:
-        reset_state(state)
-    phase = schedule.phase(step)
-    expected = max(0, phase - Phase.STRUCTURED)
-    if not config.structured:
-        expected = max(expected, 1)
-        state.landed.clamp_(min=1)
-    landed = int(state.landed)
-    if landed != expected:
-        raise ValueError(
-            f"after {step} of {schedule.max_steps} steps {expected} of 2 pruning stages should be final, but "
-            f"the model's masks say {landed}: resume with the same number of steps and phase "
-            "fractions as before, and start a new run from a dense or pruned model"
-        )
-    density = state.density()
-    state.run = Run(
-        schedule, make_method(config), phase, config.density, None, Pressure(1.0), density, step, step
-    )
-    _enter(state, state.run, phase)
-    if step == 0:
-        _check_reachable(state.run, config.density)
+            begin(state, schedule, step)
 
 
 def collect(model: nn.Module) -> None:
@@ -136,17 +51,6 @@ def collect(model: nn.Module) -> None:
     """
     for state in pruning_states(model):
         learn(state)
-
-
-def learn(state: PruningState) -> None:
-    """See :func:`collect`."""
-    run = current_run(state)
-    if run.stage is None:
-        return
-    gradients = _take_gradients(run.stage)
-    progress = Progress(run.step, run.phase, run.schedule)
-    run.pressure = run.method.learn(run.stage, gradients, run.target, progress)
-    run.collected = True
 
 
 def advance(model: nn.Module, step: int) -> None:
@@ -165,32 +69,6 @@ def advance(model: nn.Module, step: int) -> None:
     """
     for state in pruning_states(model):
         move(state, step)
-
-
-def move(state: PruningState, step: int) -> None:
-    """See :func:`advance`."""
-    run = current_run(state)
-    if step != run.step + 1:
-        raise ValueError(f"advance: expected step {run.step + 1}, the next one, got {step!r}")
-    if run.stage is not None and not run.collected:
-        raise RuntimeError(
-            "advance: the masks have learned nothing in this step; call `collect(model)` after "
-            "`loss.backward()` and before the optimizer's step"
-        )
-    run.step, run.collected = step, False
-    phase = run.schedule.phase(step)
-    if phase >= Phase.BLOCKS and not state.structured_is_final:
-        _land(state, run, Phase.STRUCTURED)
-    if phase >= Phase.FINAL and not state.is_final:
-        _land(state, run, Phase.BLOCKS)
-    if phase is not run.phase:
-        _enter(state, run, phase)
-    elif run.stage is not None and phase is not Phase.WARMUP:
-        progress = Progress(step, phase, run.schedule)
-        masks = run.method.select(run.stage, run.target, progress)
-        _set_masks(run.stage, masks)
-    if run.stage is not None:
-        _watch(state, run, step)
 
 
 def is_running(model: nn.Module) -> bool:
@@ -218,118 +96,3 @@ def figures(model: nn.Module) -> dict[str, float]:
         "penalty": mean([run.pressure.penalty for run in runs]),
         "pruning_phase": float(runs[0].phase),
     }
-
-
-def _target(state: PruningState, phase: Phase) -> float:
-    """Density at the end of the stage that learns in a phase."""
-    config = state.config
-    if not config.structured or phase > Phase.STRUCTURED:
-        return config.density
-    if config.structured_density is not None or not config.blocks:
-        return config.first_target()
-    # Heads alone, say, cannot reach half of the weights: blocks then do the more.
-    return max(config.first_target(), StructuredStage(state).least_density())
-
-
-def _stage(state: PruningState, phase: Phase) -> Stage | None:
-    if phase is Phase.FINAL:
-        return None
-    if phase <= Phase.STRUCTURED and state.config.structured:
-        return StructuredStage(state)
-    if not state.config.blocks:
-        return None
-    pairs = [(linear.masks.blocks, linear) for linear in state.linears if linear.masks.blocks is not None]
-    for _, linear in pairs:
-        linear.masks = dataclasses.replace(linear.masks, layout=linear.block_layout())
-    return BlockStage(state, pairs)
-
-
-def _enter(state: PruningState, run: Run, phase: Phase) -> None:
-    run.phase = phase
-    run.target = _target(state, phase)
-    run.stage = _stage(state, phase)
-    learning = set(map(id, run.stage.gates)) if run.stage else set()
-    for gate in state.all_gates():
-        gate.learn(id(gate) in learning)
-    run.pressure = Pressure(run.target if phase > Phase.WARMUP else 1.0)
-    if phase is Phase.FINAL:
-        for linear in state.linears:
-            layout = linear.block_layout() if linear.masks.blocks else None
-            linear.masks = dataclasses.replace(linear.masks, layout=layout)
-    run.density = state.density()
-
-
-def _land(state: PruningState, run: Run, phase: Phase) -> None:
-    """Fix the masks of one stage at the largest density not above its target."""
-    wanted = state.config.structured if phase is Phase.STRUCTURED else state.config.blocks
-    if wanted:
-        stage = _stage(state, phase)
-        assert stage is not None
-        target = _target(state, phase)
-        _set_masks(stage, stage.fit(run.method.priorities(stage), target, fill=True))
-    state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
-
-
-def _check_reachable(run: Run, wanted: float) -> None:
-    """Refuse before the first step a density above the model's own, or below what is always kept.
-
-    A model that was pruned to this density is a little below it, by less than a unit: it is only trained.
-    """
-    stage = run.stage
-    assert stage is not None
-    unit = max((int(costs.max()) for costs in stage.costs if len(costs)), default=0) / stage.total
-    if wanted > run.density + unit + 1e-9:
-        raise ValueError(f"density: expected at most the model's own, {run.density:.4f}, got {wanted}")
-    if isinstance(stage, StructuredStage):
-        zeros = [torch.zeros(live) for live in stage.live]
-        stage.fit(zeros, run.target, fill=False)
-
-
-def _set_masks(stage: Stage, masks: list[Tensor]) -> None:
-    for gate, keep in zip(stage.gates, masks, strict=True):
-        gate.set_keep(keep)
-
-
-def _take_gradients(stage: Stage) -> list[Tensor]:
-    found = [gate.mask.grad if gate.mask is not None else None for gate in stage.gates]
-    if stage.gates and all(gradient is None for gradient in found):
-        raise RuntimeError(
-            "no gradient reached the masks in this step: the loss does not come from this model's "
-            "forward pass in training mode, or `collect` was called before `loss.backward()`"
-        )
-    flat = torch.cat(
-        [
-            gate.scores.new_zeros(live) if gradient is None else gradient[:live]
-            for gate, gradient, live in zip(stage.gates, found, stage.live, strict=True)
-        ]
-    )
-    for gate in stage.gates:
-        if gate.mask is not None:
-            gate.mask.grad = None
-    if distributed.is_available() and distributed.is_initialized():
-        # The masks are no parameters, so DDP does not average their gradients.
-        distributed.all_reduce(flat)
-        flat /= distributed.get_world_size()
-    if not bool(flat.isfinite().all()):
-        raise FloatingPointError(
-            "the gradient of the masks is not finite: the loss has diverged; lower the learning rate"
-        )
-    return list(torch.split(flat, stage.live))
-
-
-def _watch(state: PruningState, run: Run, step: int) -> None:
-    assert run.stage is not None
-    density = run.stage.density()
-    if density != run.density:
-        run.density, run.moved_at, run.stall_reported = density, step, False
-    elif step - run.moved_at >= state.config.stall_steps and not run.stall_reported:
-        if run.phase is Phase.WARMUP:
-            run.moved_at = step
-            return
-        run.stall_reported = True
-        logger.warning(
-            "pruning: density has been %.4f for %d steps (target %.4f)",
-            density,
-            step - run.moved_at,
-            run.pressure.target,
-        )

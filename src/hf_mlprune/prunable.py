@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from .config import PruningConfig
 from .encoders import Encoder, inspect_encoder
 from .families import FAMILIES
-from .loop import reset_state
 from .methods import make_method
 from .modeling.checkpoint import keep_present_names
 from .modeling.family import Family, Head, share_conversions
@@ -21,6 +20,7 @@ from .modeling.fields import check_config
 from .modeling.pretrained import become, check_files, encoder_layers, unloaded_keys
 from .modeling.pruned import FINGERPRINT, apply_structure, initialize
 from .modeling.structure import fingerprint
+from .run import reset_state
 from .state import STATE_NAME, PruningState, insert_masks
 
 

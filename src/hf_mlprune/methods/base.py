@@ -58,15 +58,15 @@ class Method(ABC):
 
         Args:
             stage: the gates that learn now.
-            gradients: per gate, ``(live units,)`` fp32.
+            gradients: per gate, ``(active units,)`` fp32.
             target: the stage's final density.
             progress: before this optimizer step.
         """
 
     @abstractmethod
     def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
-        """Keep masks for the next step: per gate, bool ``(live units,)``."""
+        """Keep masks for the next step: per gate, bool ``(active units,)``."""
 
     @abstractmethod
     def priorities(self, stage: Stage) -> list[Tensor]:
-        """Order in which units are kept when masks land: per gate, ``(live units,)``."""
+        """Order in which units are kept when masks land: per gate, ``(active units,)``."""

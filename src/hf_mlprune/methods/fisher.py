@@ -31,8 +31,8 @@ class FisherRanking(Method):
     def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
         """``S <- decay · S + (1 - decay) · (dL/dM)²``."""
         decay = self.config.importance_decay
-        for gate, gradient, live in zip(stage.gates, gradients, stage.live, strict=True):
-            gate.scores[:live].mul_(decay).add_(gradient.square(), alpha=1 - decay)
+        for gate, gradient, active in zip(stage.gates, gradients, stage.active, strict=True):
+            gate.scores[:active].mul_(decay).add_(gradient.square(), alpha=1 - decay)
         return Pressure(self._target(stage, target, progress))
 
     def _target(self, stage: Stage, target: float, progress: Progress) -> float:
@@ -43,11 +43,11 @@ class FisherRanking(Method):
 
     def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
         """The highest ranked units that fit the density of this step."""
-        return stage.fit(self.priorities(stage), self._target(stage, target, progress), fill=False)
+        return stage.fit(self.priorities(stage), self._target(stage, target, progress), final=False)
 
     def priorities(self, stage: Stage) -> list[Tensor]:
         """Score / weights freed."""
         return [
-            gate.scores[:live].double().cpu() / costs.clamp(min=1)
-            for gate, costs, live in zip(stage.gates, stage.costs, stage.live, strict=True)
+            gate.scores[:active].double().cpu() / costs.clamp(min=1)
+            for gate, costs, active in zip(stage.gates, stage.costs, stage.active, strict=True)
         ]

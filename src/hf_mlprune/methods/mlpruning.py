@@ -120,20 +120,20 @@ class LearnedThresholds(Method):
         step, steps = progress.step - start, end - start
         rate = self.config.score_learning_rate or score_learning_rate(steps)
         rate *= rate_multiplier(step, steps)
-        for gate, gradient, pull, live in zip(stage.gates, gradients, pulls, stage.live, strict=True):
-            straight_through = (gradient * gate.keep[:live]).sum().view(1)
-            _adam(gate, "scores", gradient, live, step, rate)
+        for gate, gradient, pull, active in zip(stage.gates, gradients, pulls, stage.active, strict=True):
+            straight_through = (gradient * gate.keep[:active]).sum().view(1)
+            _adam(gate, "scores", gradient, active, step, rate)
             _adam(gate, "threshold", straight_through + lambda_ * pull, 1, step, rate)
         return Pressure(target, lambda_, value)
 
     def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
         """The ``⌈k·n⌉`` units of highest score of each gate."""
         if progress.phase is Phase.WARMUP or target >= 1:
-            return [torch.ones(live, dtype=torch.bool) for live in stage.live]
+            return [torch.ones(active, dtype=torch.bool) for active in stage.active]
         masks = []
-        for gate, live in zip(stage.gates, stage.live, strict=True):
+        for gate, active in zip(stage.gates, stage.active, strict=True):
             ratio = float(keep_ratio(gate.get_buffer("threshold"), self.config.temperature))
-            masks.append(top_k(gate.scores[:live], kept_units(ratio, live, stage.floor)))
+            masks.append(top_k(gate.scores[:active], kept_units(ratio, active, stage.minimum)))
         return masks
 
     def priorities(self, stage: Stage) -> list[Tensor]:
@@ -144,21 +144,21 @@ class LearnedThresholds(Method):
         thresholds have learned, to the exact target.
         """
         found = []
-        for gate, live in zip(stage.gates, stage.live, strict=True):
-            rank = torch.empty(live, dtype=torch.float64)
-            order = gate.scores[:live].cpu().argsort(descending=True, stable=True)
-            rank[order] = torch.arange(live, dtype=torch.float64)
+        for gate, active in zip(stage.gates, stage.active, strict=True):
+            rank = torch.empty(active, dtype=torch.float64)
+            order = gate.scores[:active].cpu().argsort(descending=True, stable=True)
+            rank[order] = torch.arange(active, dtype=torch.float64)
             threshold = float(gate.get_buffer("threshold"))
-            found.append(threshold - self.config.temperature * torch.logit(rank / live))
+            found.append(threshold - self.config.temperature * torch.logit(rank / active))
         return found
 
 
 @torch.no_grad()
-def _adam(gate: Gate, name: str, gradient: Tensor, live: int, step: int, rate: float) -> None:
+def _adam(gate: Gate, name: str, gradient: Tensor, active: int, step: int, rate: float) -> None:
     """Adam on the leading entries of a buffer; moments are buffers too, so that runs resume."""
-    value = gate.get_buffer(name)[:live]
-    average = gate.get_buffer(f"{name}_average")[:live]
-    square = gate.get_buffer(f"{name}_square_average")[:live]
+    value = gate.get_buffer(name)[:active]
+    average = gate.get_buffer(f"{name}_average")[:active]
+    square = gate.get_buffer(f"{name}_square_average")[:active]
     gradient = gradient.to(value.dtype)
     average.lerp_(gradient, 1 - ADAM_BETAS[0])
     square.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])

@@ -1,0 +1,128 @@
+"""Gates that are decided together, and what their masks cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..gates import Gate
+
+
+class Stage(ABC):
+    """Gates that are decided together, and what their masks cost.
+
+    Attributes:
+        gates: in a fixed order; all tensors over gates and units below follow it.
+        active: units of each gate that take part; the leading ones.
+        costs: per gate, weights that each unit frees if it alone goes, ``(active units,)``.
+        minimum: units that each gate keeps whatever their importance.
+        total: weights of all prunable linears of the dense model; the denominator of density.
+    """
+
+    gates: list[Gate]
+    active: list[int]
+    costs: list[Tensor]
+    minimum: int
+    total: int
+
+    @abstractmethod
+    def weights(self) -> int:
+        """Kept weights under the present masks."""
+
+    @abstractmethod
+    def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
+        """The paper's remaining ratio R of this stage, differentiable in the keep ratios."""
+
+    @abstractmethod
+    def _counter(self, gate_of: Tensor, unit_of: Tensor) -> Counter:
+        """Costs of keeping the first p of a sequence of units, and of more on top."""
+
+    @abstractmethod
+    def relative_target(self, density: float) -> float:
+        """The target t of this stage's R that makes the whole model have this density."""
+
+    def density(self) -> float:
+        """Kept weights / all weights of the prunable linears."""
+        return self.weights() / self.total
+
+    def fit(self, priorities: Sequence[Tensor], density: float, *, final: bool) -> list[Tensor]:
+        """Keep the units of highest priority that fit a density.
+
+        Args:
+            priorities: per gate, ``(active units,)``; comparable across gates.
+            density: most weights to keep, as a share of ``total``.
+            final: whether masks are to land: after the first unit that does not fit, go on to lower ones
+                that do.
+
+        Returns:
+            Per gate, bool ``(active units,)``. Equal priorities keep the lower index.
+
+        Raises:
+            ValueError: the units that every gate keeps cost more than this density.
+        """
+        order, counter = self._rank(priorities)
+        least = sum(min(self.minimum, active) for active in self.active)
+        limit = self.limit(density)
+        if counter.weights(least) > limit:
+            raise ValueError(
+                f"density {density:g} cannot be reached: what is always kept (minimum_units="
+                f"{self.minimum}, sites that are not pruned) is "
+                f"{counter.weights(least) / self.total:.4f} of the weights; raise the density, or "
+                "prune more levels or row_sites"
+            )
+        prefix = _bisect(counter, least, len(order), limit)
+        chosen = order[:prefix]
+        if final:
+            chosen = torch.cat([chosen, order[counter.fill(prefix, limit)]])
+        keep = torch.zeros(len(order), dtype=torch.bool)
+        keep[chosen] = True
+        return list(torch.split(keep, self.active))
+
+    def limit(self, density: float) -> int:
+        """Most weights that a density allows."""
+        return int(density * self.total + 1e-6)
+
+    def least_density(self) -> float:
+        """Density of what is always kept."""
+        _, counter = self._rank([torch.zeros(active) for active in self.active])
+        return counter.weights(sum(min(self.minimum, active) for active in self.active)) / self.total
+
+    def _rank(self, priorities: Sequence[Tensor]) -> tuple[Tensor, Counter]:
+        """Units of all gates by falling priority, those that are always kept first, and what they cost."""
+        flat = torch.cat([self._with_minimum(values) for values in priorities])
+        order = flat.argsort(descending=True, stable=True)
+        gate_of = torch.repeat_interleave(torch.arange(len(self.active)), torch.tensor(self.active))
+        unit_of = torch.cat([torch.arange(active) for active in self.active])
+        return order, self._counter(gate_of[order], unit_of[order])
+
+    def _with_minimum(self, values: Tensor) -> Tensor:
+        values = values.detach().double().cpu().clone()
+        top = values.argsort(descending=True, stable=True)[: self.minimum]
+        values[top] = torch.inf
+        return values
+
+
+class Counter(ABC):
+    """Kept weights of the first p of a sequence of units."""
+
+    @abstractmethod
+    def weights(self, prefix: int) -> int:
+        """Of the first ``prefix`` units."""
+
+    @abstractmethod
+    def fill(self, prefix: int, limit: int) -> Tensor:
+        """Positions behind the prefix that still fit, taken greedily."""
+
+
+def _bisect(counter: Counter, low: int, high: int, limit: int) -> int:
+    """The longest prefix whose weights do not exceed the limit; weights grow with it."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if counter.weights(middle) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low
