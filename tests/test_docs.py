@@ -14,6 +14,7 @@ import pytest
 
 import hf_mlprune
 from hf_mlprune import PruningConfig
+from hf_mlprune.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src" / "hf_mlprune"
@@ -76,6 +77,21 @@ def test_the_architecture_page_names_every_file_and_no_other():
                 named.add((folder if indent == 4 else "") + name)
     there = {path.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("*.py")}
     assert named == {name for name in there if not name.endswith("__init__.py")}
+
+
+def test_the_table_of_families_and_heads_is_that_of_the_records():
+    page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Works with")[1].split("\n## ")[0]
+    header, _, *rows = [line[1:-1].split("|") for line in page.splitlines() if line.startswith("|")]
+    autos = re.search(r"heads \(([^)]*)\)", page).group(1)
+    columns = [
+        name if name.startswith("Auto") else f"AutoModel{name}" for name in re.findall(r"`(\w+)`", autos)
+    ]
+    assert len(columns) == len(header) - 1
+    written = {}
+    for name, *cells in rows:
+        marked = [auto for auto, cell in zip(columns, cells, strict=True) if cell.strip()]
+        written[re.search(r"`([\w-]+)`", name).group(1)] = set(marked)
+    assert written == {family.name: {head.auto for head in family.heads} for family in FAMILIES}
 
 
 def test_public_names_are_documented():

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling import (
-    bert,
-    camembert,
-    deberta_v2,
-    deit,
-    distilbert,
-    electra,
-    esm,
-    modernbert,
-    mpnet,
-    roberta,
-    vit,
-    xlm_roberta,
-)
 from .modeling.family import Family, Head
 
-FAMILIES: tuple[Family, ...] = (
-    bert.FAMILY,
-    roberta.FAMILY,
-    xlm_roberta.FAMILY,
-    camembert.FAMILY,
-    electra.FAMILY,
-    distilbert.FAMILY,
-    mpnet.FAMILY,
-    modernbert.FAMILY,
-    deberta_v2.FAMILY,
-    esm.FAMILY,
-    vit.FAMILY,
-    deit.FAMILY,
+#: Files of `modeling/`, each of which describes a family.
+FILES = (
+    "bert",
+    "roberta",
+    "xlm_roberta",
+    "camembert",
+    "electra",
+    "distilbert",
+    "mpnet",
+    "modernbert",
+    "deberta_v2",
+    "esm",
+    "vit",
+    "deit",
 )
+FAMILIES: tuple[Family, ...] = tuple(import_module(f"{__package__}.modeling.{file}").FAMILY for file in FILES)
 
 
 def head_of(model: nn.Module) -> Head | None:
