@@ -127,16 +127,24 @@ def test_a_read_only_folder_is_refused_before_the_first_step(tmp_path):
     run_on_disk(tmp_path, READ_ONLY, "ro")
 
 
-def test_the_corpus_of_this_format_loads_and_computes_what_it_did():
+def test_the_corpus_of_this_format_loads_computes_and_saves_what_it_did(tmp_path):
     """Checkpoints that an earlier state of this library wrote: the contract with their owners."""
     folders = [path for path in CORPUS.iterdir() if path.is_dir()]
-    assert len(folders) == 3
+    kinds = set()
     for folder in folders:
         rows = (CORPUS / f"{folder.name}.txt").read_text().splitlines()
         expected = torch.tensor([[float(value) for value in row.split()] for row in rows])
         model = AutoModelForSequenceClassification.from_pretrained(folder)
         with torch.no_grad():
             torch.testing.assert_close(model(**make_batch()).logits, expected, rtol=1e-4, atol=1e-6)
+        kinds.add(model.config.model_type)
+        model.save_pretrained(tmp_path / folder.name)
+        before, after = ((at / "config.json").read_text() for at in (folder, tmp_path / folder.name))
+        structures = [text[text.index('"structure": {') :].partition("\n  }")[0] for text in (before, after)]
+        # Byte for byte.
+        assert structures[0] == structures[1]
+    # Layouts of three kinds.
+    assert kinds == {"pruned_bert", "pruned_modernbert", "pruned_mpnet"}
 
 
 def test_damaged_checkpoints_are_refused_or_loaded_whole():

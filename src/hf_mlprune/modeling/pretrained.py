@@ -113,9 +113,18 @@ def check_files(
     if not isinstance(config, model_class.config_class):
         config = model_class.config_class.from_pretrained(source if config is None else config, **hub)
     stored = stored_tensors(source, kwargs.get("variant"), hub)
-    with torch.device("meta"):
-        model = model_class(config)
-        model.tie_weights()
+    try:
+        with torch.device("meta"):
+            model = model_class(config)
+            model.tie_weights()
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # A field that transformers reads only when it builds a model: rotary frequencies, say.
+        raise ValueError(
+            f"config.json: expected the config of a {model_class.__name__} ({error!r:.300}); restore it, or "
+            "save the model again"
+        ) from error
     stored = {_present_name(model, name): tensor for name, tensor in stored.items()}
     tensors = model.state_dict()
     # A tied weight is stored under one of its names; an encoder may be saved without its pooler.
