@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 
 @dataclass(frozen=True)
 class Row:
@@ -62,3 +64,5 @@ TABLE: dict[str, Row] = {
     "vit": Row(NO_DROPOUT),
     "deit": Row(NO_DROPOUT),
 }  # fmt: skip
+
+each_family = pytest.mark.parametrize("family", TABLE)

@@ -52,8 +52,8 @@ def heads_of(family: str = "bert") -> list[str]:
     return [short[head.auto] for head in find_family(family).heads]
 
 
-def labelled_head(family: str) -> str:
-    """The head that predicts one class for each input."""
+def usual_head(family: str) -> str:
+    """The head that predicts one class for each input: what the helpers take where none is named."""
     return "image" if find_family(family).takes_images else "sequence"
 
 
@@ -78,7 +78,8 @@ def make_config(family: str = "bert", **changes) -> PreTrainedConfig:
     return record.stock_config(**{**read, "num_labels": LABELS, **TABLE[family].config, **changes})
 
 
-def make_model(head: str = "sequence", seed: int = 0, family: str = "bert", **changes) -> PreTrainedModel:
+def make_model(head: str | None = None, seed: int = 0, family: str = "bert", **changes) -> PreTrainedModel:
+    head = head or usual_head(family)
     set_seed(seed)
     labels = {"num_labels": 2} if head == "span" else {}
     model = find_head(head, family).stock(make_config(family, **labels, **changes))
@@ -91,8 +92,9 @@ def make_model(head: str = "sequence", seed: int = 0, family: str = "bert", **ch
 
 
 def make_batch(
-    head: str = "sequence", rows: int = 4, seed: int = 0, family: str = "bert"
+    head: str | None = None, rows: int = 4, seed: int = 0, family: str = "bert"
 ) -> dict[str, torch.Tensor]:
+    head = head or usual_head(family)
     generator = torch.Generator().manual_seed(seed)
     if find_family(family).takes_images:
         return _images(head, rows, generator)
@@ -131,7 +133,7 @@ def _images(head: str, rows: int, generator: torch.Generator) -> dict[str, torch
     return batch
 
 
-def make_dataset(head: str = "sequence", rows: int = 64, family: str = "bert") -> Dataset:
+def make_dataset(head: str | None = None, rows: int = 64, family: str = "bert") -> Dataset:
     batch = make_batch(head, rows, seed=1, family=family)
     return Dataset.from_dict({name: value.tolist() for name, value in batch.items()})
 
@@ -141,7 +143,7 @@ def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return out.loss if "loss" in out else out.last_hidden_state.square().mean()
 
 
-def prune(model: nn.Module, config: PruningConfig, *, head: str = "sequence", steps: int = 20) -> None:
+def prune(model: nn.Module, config: PruningConfig, *, head: str | None = None, steps: int = 20) -> None:
     """A custom loop from dense to final masks, without a Trainer."""
     family = find_encoders(model)[0][1].name
     attach(model, config)
@@ -156,11 +158,15 @@ def prune(model: nn.Module, config: PruningConfig, *, head: str = "sequence", st
         advance(model, step)
 
 
+def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch without labels."""
+    return {name: value for name, value in batch.items() if name in INPUTS}
+
+
 def outputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     model.eval()
-    inputs = {name: value for name, value in batch.items() if name in INPUTS}
     with torch.no_grad():
-        return {k: v for k, v in model(**inputs).items() if isinstance(v, torch.Tensor)}
+        return {k: v for k, v in model(**inputs_of(batch)).items() if isinstance(v, torch.Tensor)}
 
 
 def assert_same_outputs(
@@ -171,6 +177,14 @@ def assert_same_outputs(
     for name in a:
         bound = tolerance * max(1.0, float(a[name].abs().max()))
         assert float((a[name] - b[name]).abs().max()) <= bound, name
+
+
+def tied_names(model: nn.Module) -> list[list[str]]:
+    """Names of the parameters that have several, together."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 def clone(model: nn.Module) -> nn.Module:

@@ -33,7 +33,7 @@ def make_trainer(
     model,
     callback: PruningCallback | None = None,
     *,
-    head="sequence",
+    head=None,
     family="bert",
     callbacks=(),
     model_init=None,
