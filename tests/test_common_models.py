@@ -18,19 +18,19 @@ from hf_mlprune.families import head_of
 from support.models import (
     assert_same_outputs,
     heads_of,
+    labelled_head,
     loss_of,
     make_batch,
     make_model,
     prune,
     tied_names,
-    usual_head,
 )
 
 #: All heads of BERT, the usual one of the other families.
 KINDS = [
     (family, head, kind)
     for family in TABLE
-    for head in (heads_of(family) if family == "bert" else [usual_head(family)])
+    for head in (heads_of(family) if family == "bert" else [labelled_head(family)])
     for kind in ("prunable", "pruned")
 ]
 SETTINGS = {

@@ -52,7 +52,7 @@ def heads_of(family: str = "bert") -> list[str]:
     return [short[head.auto] for head in find_family(family).heads]
 
 
-def usual_head(family: str) -> str:
+def labelled_head(family: str) -> str:
     """The head that predicts one class for each input: what the helpers take where none is named."""
     return "image" if find_family(family).takes_images else "sequence"
 
@@ -79,7 +79,7 @@ def make_config(family: str = "bert", **changes) -> PreTrainedConfig:
 
 
 def make_model(head: str | None = None, seed: int = 0, family: str = "bert", **changes) -> PreTrainedModel:
-    head = head or usual_head(family)
+    head = head or labelled_head(family)
     set_seed(seed)
     labels = {"num_labels": 2} if head == "span" else {}
     model = find_head(head, family).stock(make_config(family, **labels, **changes))
@@ -94,7 +94,7 @@ def make_model(head: str | None = None, seed: int = 0, family: str = "bert", **c
 def make_batch(
     head: str | None = None, rows: int = 4, seed: int = 0, family: str = "bert"
 ) -> dict[str, torch.Tensor]:
-    head = head or usual_head(family)
+    head = head or labelled_head(family)
     generator = torch.Generator().manual_seed(seed)
     if find_family(family).takes_images:
         return _images(head, rows, generator)
