@@ -3,7 +3,7 @@
 python -m fuzz --count 20000 --seed 0        (in tests/)
 
 The corpus beside this file holds the checkpoints that are damaged: of BERT by rows and heads, by blocks in
-two shards, and by blocks of another run; of ModernBERT (fused matrices) by blocks; of MPNet by heads and rows.
+two shards, and by blocks of another run; of ModernBERT (fused) by blocks; of MPNet by heads and rows.
 """
 
 from __future__ import annotations
