@@ -65,6 +65,9 @@ class EncoderRecorder:
                 module = layer.module.get_submodule(layout.attention)
                 hook = partial(self._keep_attention, index)
                 self._handles.append(module.register_forward_hook(hook))
+                if "output_attentions" in _parameters(module):
+                    asked = module.register_forward_pre_hook(self._ask, with_kwargs=True)
+                    self._handles.append(asked)
 
     def remove(self) -> None:
         """Take the hooks out."""
@@ -110,9 +113,21 @@ class EncoderRecorder:
             self._passes.append(self._present)
             self._present = None
 
+    def _ask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Have attention weights returned, by families that return them on demand only."""
+        if self._present is None:
+            return None
+        bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs)
+        bound.arguments["output_attentions"] = True
+        return bound.args[1:], bound.kwargs
+
     def _keep_attention(self, index: int, module: nn.Module, args: Any, out: Any) -> None:
         if self._present is not None:
-            self._present.attentions[index] = out[1]
+            self._present.attentions[index] = out[1] if len(out) > 1 else None
+
+
+def _parameters(module: nn.Module) -> Any:
+    return inspect.signature(type(module).forward).parameters
 
 
 def _argument(module: nn.Module, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
