@@ -64,6 +64,7 @@ class EncoderRecorder:
             if layer.structure.kept["heads"]:
                 module = layer.module.get_submodule(layout.attention)
                 hook = partial(self._keep_attention, index)
+                self._handles.append(module.register_forward_pre_hook(self._ask, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(hook))
                 if "output_attentions" in _parameters(module):
                     asked = module.register_forward_pre_hook(self._ask, with_kwargs=True)
@@ -114,10 +115,11 @@ class EncoderRecorder:
             self._present = None
 
     def _ask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Have attention weights returned, by families that return them on demand only."""
-        if self._present is None:
+        """Have an attention that returns its weights only when told to (MPNet, DeBERTa) return them."""
+        signature = inspect.signature(type(module).forward)
+        if self._present is None or "output_attentions" not in signature.parameters:
             return None
-        bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs)
+        bound = signature.bind_partial(module, *args, **kwargs)
         bound.arguments["output_attentions"] = True
         return bound.args[1:], bound.kwargs
 

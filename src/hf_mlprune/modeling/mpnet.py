@@ -38,12 +38,15 @@ class SelectiveAttention(MPNetSelfAttention):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_bias: Tensor | None = None,
+        output_attentions: bool = False,
         **kwargs: Any,
     ) -> Any:
         """As in transformers."""
         if position_bias is not None:
             position_bias = self.select(position_bias)
-        return super().forward(hidden_states, attention_mask, position_bias, **kwargs)
+        return super().forward(
+            hidden_states, attention_mask, position_bias, output_attentions=output_attentions, **kwargs
+        )
 
 
 def select_heads(attention: nn.Module, kept: tuple[int, ...]) -> None:
