@@ -19,7 +19,7 @@ class Encoded:
 
     Attributes:
         attention_mask: ``(batch, tokens)``, 1 = real; ``None`` if all are.
-        hidden_states: of the embeddings and of each layer, ``(batch, tokens, hidden)``.
+        hidden_states: what the first layer was given, and what each layer gave, ``(batch, tokens, hidden)``.
         attentions: layer -> attention weights, ``(batch, heads, tokens, tokens)``; ``None`` where the
             attention in use does not compute them.
     """
@@ -97,11 +97,15 @@ class EncoderRecorder:
 
     def _embedded(self, module: nn.Module, args: Any, out: Tensor) -> None:
         if self._recording:
-            self._present = Encoded(self._given, [out])
+            self._present = Encoded(self._given)
             self._given = None
 
     def _entered(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if self._present is not None and self._present.attention_mask is None:
+        if self._present is None:
+            return
+        # Not what the embeddings gave: ELECTRA projects it.
+        self._present.hidden_states.append(args[0] if args else kwargs["hidden_states"])
+        if self._present.attention_mask is None:
             self._present.attention_mask = _real_tokens(_argument(module, "attention_mask", args, kwargs))
 
     def _keep(self, module: nn.Module, args: Any, out: Any) -> None:
