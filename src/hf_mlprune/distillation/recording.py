@@ -66,9 +66,6 @@ class EncoderRecorder:
                 hook = partial(self._keep_attention, index)
                 self._handles.append(module.register_forward_pre_hook(self._ask, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(hook))
-                if "output_attentions" in _parameters(module):
-                    asked = module.register_forward_pre_hook(self._ask, with_kwargs=True)
-                    self._handles.append(asked)
 
     def remove(self) -> None:
         """Take the hooks out."""
@@ -129,11 +126,7 @@ class EncoderRecorder:
 
     def _keep_attention(self, index: int, module: nn.Module, args: Any, out: Any) -> None:
         if self._present is not None:
-            self._present.attentions[index] = out[1] if len(out) > 1 else None
-
-
-def _parameters(module: nn.Module) -> Any:
-    return inspect.signature(type(module).forward).parameters
+            self._present.attentions[index] = out[1]
 
 
 def _argument(module: nn.Module, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
