@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from .checkpoint import (
     HUB_ARGUMENTS,
     POOLER,
+    StoredTensor,
     check_stored,
     check_whole,
     keep_present_names,
@@ -66,11 +68,16 @@ def unloaded_keys(info: dict[str, Any]) -> set[str]:
     return set(info["missing_keys"]) | mismatched
 
 
-def _present_name(model: PreTrainedModel, name: str) -> str:
-    """What transformers calls a tensor of an old checkpoint when it loads it."""
-    for transform in get_model_conversion_mapping(model):
-        name, _ = transform.rename_source_key(name)
-    return name
+def _under_present_names(
+    model: PreTrainedModel, stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Stored tensors under the names that transformers gives those of old checkpoints when it loads them."""
+    transforms, found = get_model_conversion_mapping(model), {}
+    for name, tensor in stored.items():
+        for transform in transforms:
+            name, _ = transform.rename_source_key(name)
+        found[name] = tensor
+    return found
 
 
 def _tied(model: nn.Module) -> list[list[str]]:
@@ -125,7 +132,7 @@ def check_files(
             f"config.json: expected the config of a {model_class.__name__} ({error!r:.300}); restore it, or "
             "save the model again"
         ) from error
-    stored = {_present_name(model, name): tensor for name, tensor in stored.items()}
+    stored = _under_present_names(model, stored)
     tensors = model.state_dict()
     # A tied weight is stored under one of its names; an encoder may be saved without its pooler.
     optional = {name for group in _tied(model) if any(name in stored for name in group) for name in group}
