@@ -1,12 +1,13 @@
 """Cost of a training step with masks against the stock step: time, memory, attach, rehearsal, shrink, save.
 
-MiniLM-L6 shapes, no teacher, all three levels. Stock and masked steps are run in turn in one process; peak
-memory is that of a fresh process each.
+MiniLM-L6 shapes (or those of six layers of ModernBERT-base), no teacher, all three levels. Stock and masked steps
+are run in turn in one process; peak memory is that of a fresh process each.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, BertConfig, ModernBertConfig, PreTrainedModel
 
 from common import write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
@@ -36,12 +37,20 @@ DENSITY = 0.2
 RUN_STEPS = 10_000  # so long that every measured step lies inside its phase
 NUM_LABELS = 77
 MEMORY_STEPS = 3
+SHAPES = {
+    "minilm-l6": BertConfig(
+        hidden_size=384, num_attention_heads=12, num_hidden_layers=6, intermediate_size=1536
+    ),
+    "modernbert": ModernBertConfig(num_hidden_layers=6),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="folder or hub name of a BERT (default: random weights)")
+    parser.add_argument("--model", help="folder or hub name (default: random weights)")
+    parser.add_argument("--shape", choices=SHAPES, default="minilm-l6", help="of random weights")
+    parser.add_argument("--result", default="training_step", help="name of the file of results")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=25)
@@ -55,13 +64,8 @@ def make_model(args: argparse.Namespace) -> PreTrainedModel:
     torch.manual_seed(0)
     if args.model:
         return AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=NUM_LABELS)
-    config = BertConfig(
-        hidden_size=384,
-        num_attention_heads=12,
-        num_hidden_layers=6,
-        intermediate_size=1536,
-        num_labels=NUM_LABELS,
-    )
+    config = copy.deepcopy(SHAPES[args.shape])
+    config.num_labels = NUM_LABELS
     return AutoModelForSequenceClassification.from_config(config)
 
 
@@ -213,7 +217,10 @@ def main() -> None:
         rows.append(measure(args, variant, megabytes))
         print(json.dumps(rows[-1], indent=2))
     weights = "pretrained" if args.model else "random"
-    path = write_result({"weights": weights, "batch": args.batch, "length": args.length, "results": rows})
+    shared = {"weights": weights, "batch": args.batch, "length": args.length}
+    if not args.model:
+        shared["shape"] = args.shape
+    path = write_result({**shared, "results": rows}, name=args.result)
     print(f"written: {path}")
 
 
