@@ -1,7 +1,7 @@
 """Cost of a training step with masks against the stock step: time, memory, attach, rehearsal, shrink, save.
 
-MiniLM-L6 shapes (or those of six layers of ModernBERT-base), no teacher, all three levels. Stock and masked steps
-are run in turn in one process; peak memory is that of a fresh process each.
+MiniLM-L6 shapes (or those of six layers of ModernBERT-base), no teacher, all three levels. Stock and masked
+steps are run in turn in one process; peak memory is that of a fresh process each.
 """
 
 from __future__ import annotations
