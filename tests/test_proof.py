@@ -55,15 +55,15 @@ def test_float32_is_enough_where_products_are_exact():
 
 
 def test_a_wrong_model_is_found_in_rounded_products(monkeypatch):
-    import hf_mlprune.shrinking as shrinking
+    import hf_mlprune.resizing as resizing
 
-    real = shrinking._fill
+    real = resizing._fill
 
     def wrong(new, *args):
         real(new, *args)
         new.get_parameter("bias").data[0] += 0.1
 
-    monkeypatch.setattr(shrinking, "_fill", wrong)
+    monkeypatch.setattr(resizing, "_fill", wrong)
     with RoundedProducts(), pytest.raises(ShrinkError, match="nothing was removed"):
         shrink(masked(), [make_batch()])
 

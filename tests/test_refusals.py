@@ -453,15 +453,15 @@ def test_a_shrink_that_would_change_outputs_is_undone(monkeypatch):
     model = make_model()
     prune(model, PruningConfig.create(0.5))
     before = model.eval()(**make_batch()).logits.detach()
-    import hf_mlprune.shrinking as shrinking
+    import hf_mlprune.resizing as resizing
 
-    real = shrinking._fill
+    real = resizing._fill
 
     def wrong(new, *args):
         real(new, *args)
         new.bias.data.add_(1.0)
 
-    monkeypatch.setattr(shrinking, "_fill", wrong)
+    monkeypatch.setattr(resizing, "_fill", wrong)
     with pytest.raises(ShrinkError, match=r"differ from masked ones by .* nothing was removed"):
         shrink(model)
     torch.testing.assert_close(model.eval()(**make_batch()).logits, before)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import BertForSequenceClassification, BertModel, Trainer
 from transformers.utils import ModelOutput
 
-from hf_mlprune import PruningCallback, report, shrinking
+from hf_mlprune import PruningCallback, report, resizing
 from hf_mlprune.shrinking import ShrinkError
 from support.models import LABELS, make_dataset, make_model
 from support.training import distillation_losses, training_arguments
@@ -298,13 +298,13 @@ def test_models_that_are_hard_to_compare(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [Own, Decodes, Echoes])
 def test_a_wrong_shrink_is_found_whatever_the_model_returns(kind, monkeypatch, tmp_path):
-    real = shrinking._fill
+    real = resizing._fill
 
     def wrong(new, *args):
         real(new, *args)
         new.get_parameter("bias").data[0] += 1.0
 
-    monkeypatch.setattr(shrinking, "_fill", wrong)
+    monkeypatch.setattr(resizing, "_fill", wrong)
     with pytest.raises(ShrinkError, match="shrunk outputs differ"):
         run(tmp_path, kind())
 

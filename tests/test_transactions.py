@@ -92,17 +92,17 @@ def test_shrink_that_is_interrupted(at, error, dtype):
 
 
 def test_a_shrink_that_is_wrong_only_after_its_last_edit_is_noticed_and_undone(monkeypatch):
-    import hf_mlprune.shrinking as shrinking
+    import hf_mlprune.resizing as resizing
 
     model = ready()
     before = snapshot(model)
-    real = shrinking.fuse_activation
+    real = resizing.fuse_activation
 
     def wrong(layer, layout):
         real(layer, layout)
         layer.get_submodule(layout.matrices["fc2"].path).get_parameter("bias").data[0] += 1.0
 
-    monkeypatch.setattr(shrinking, "fuse_activation", wrong)
+    monkeypatch.setattr(resizing, "fuse_activation", wrong)
     with pytest.raises(ShrinkError, match="nothing was removed"):
         shrink(model)
     assert_unchanged(before, model)
