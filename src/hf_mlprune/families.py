@@ -18,6 +18,7 @@ FILES = (
     "xlm_roberta",
     "camembert",
     "electra",
+    "ernie",
     "distilbert",
     "mpnet",
     "modernbert",
