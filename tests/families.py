@@ -14,7 +14,7 @@ class Row:
     """How the tests build one family.
 
     Attributes:
-        config: what a small model without chance takes, by the family's own names.
+        config: what a small model without dropout takes, by the family's own names.
         variants: changes that make it of another kind that its checkpoints have.
         even_heads: whether its positions turn pairs of features, so that heads have an even size.
     """

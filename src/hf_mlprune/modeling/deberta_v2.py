@@ -1,4 +1,4 @@
-"""DeBERTa, versions 2 and 3: its layout, and its pruned models."""
+"""DeBERTa, versions 2 and 3: how its layers lie, and its pruned models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import (
     DebertaV2Model,
 )
 
-# Not all are used here: transformers 5.0 copies, of a local folder, only the files that this one names.
+# One line per shared file, used or not: of a local folder, transformers 5.0 copies only the files named here.
 from .block_sparse import BlockSparseLinear as BlockSparseLinear
 from .checkpoint import read_header as read_header
 from .family import PrunedConfigMixin, define_family
