@@ -15,6 +15,7 @@ import hf_mlprune
 from families import TABLE, each_family
 from hf_mlprune import PruningCallback, PruningConfig, attach, kernels, report, shrink
 from hf_mlprune.config import LEVELS, ROW_SITES
+from hf_mlprune.distillation.recording import EncoderRecorder
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.families import FAMILIES, head_of
 from hf_mlprune.kernels import explain
@@ -103,6 +104,30 @@ def test_every_family_loads_by_the_code_in_its_folder(tmp_path):
 
 
 @each_family
+def test_what_a_teacher_is_compared_by_is_what_the_model_computes(family):
+    model = make_model(family=family, attn_implementation="eager").eval()
+    batch = inputs_of(make_batch(family=family))
+    recorder = EncoderRecorder(inspect_encoder(model), attention=True)
+    recorder.install()
+    recorder.begin()
+    model(**batch)
+    (seen,) = recorder.end()
+    recorder.remove()
+    out = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert sorted(seen.attentions) == [0, 1]
+    for index, attention in enumerate(out.attentions):
+        assert torch.equal(seen.attentions[index], attention)
+    # Behind the last layer some families put a norm.
+    assert len(seen.hidden_states) == len(out.hidden_states) == 3
+    for ours, theirs in zip(seen.hidden_states[:2], out.hidden_states[:2], strict=True):
+        assert torch.equal(ours, theirs)
+    if "attention_mask" in batch:
+        assert torch.equal(seen.attention_mask, batch["attention_mask"])
+    else:
+        assert seen.attention_mask is None
+
+
+@each_family
 def test_a_run_with_teachers_ends_the_same_when_it_was_cut_short(family, tmp_path):
     """By the paper: the step-1 model teaches the blocks, also after the interruption."""
 
@@ -117,9 +142,10 @@ def test_a_run_with_teachers_ends_the_same_when_it_was_cut_short(family, tmp_pat
 
     straight = trainer(0)
     straight.train()
-    assert len(distillation_losses(straight)) == 24
-    # At the first step of blocks the student is what its step-1 teacher is.
-    assert sum(loss > 0 for loss in distillation_losses(straight)) >= 22
+    losses = distillation_losses(straight)
+    assert len(losses) == 24
+    # For one step, the step-1 model is what the student is.
+    assert sum(loss > 0 for loss in losses) >= 23
     assert 0.37 < report(straight.model).density <= 0.4
     assert type(straight.model) is head_of(make_model(family=family)).pruned
     assert straight.evaluate()["eval_loss"] > 0
@@ -209,9 +235,8 @@ def test_reports_count_what_is_there(family, number):
     assert found.layers[1].heads == (0, 4)
     assert min(latency.dense_seconds, latency.pruned_seconds, latency.speedup) > 0
     # As many as there are positions for, or patches of an image and what stands before them.
-    assert 4 < latency.length <= 32 or family in ("modernbert", "deberta-v2", "esm")
+    assert 4 < latency.length <= 32
     json.dumps(found.to_dict())
-    assert str(latency) in "\n".join(str(row) for row in found.latency)
 
 
 def sizes_of(family: str) -> list[str]:
