@@ -32,7 +32,7 @@ TABLE: dict[str, Row] = {
     "roberta": Row(NO_DROPOUT),
     "xlm-roberta": Row(NO_DROPOUT),
     "camembert": Row(NO_DROPOUT),
-    "electra": Row({**NO_DROPOUT, "embedding_size": 16}),
+    "electra": Row({**NO_DROPOUT, "summary_last_dropout": 0.0, "embedding_size": 16}),
     "ernie": Row(NO_DROPOUT, variants=({"use_task_id": True},)),
     "distilbert": Row(
         {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "qa_dropout": 0.0}

@@ -13,8 +13,9 @@ from transformers import AutoConfig
 
 import hf_mlprune
 from families import TABLE, each_family
-from hf_mlprune import PruningCallback, PruningConfig, attach, kernels, report, shrink
+from hf_mlprune import PruningCallback, PruningConfig, attach, distilled, kernels, report, shrink
 from hf_mlprune.config import LEVELS, ROW_SITES
+from hf_mlprune.distillation.losses import predictions
 from hf_mlprune.distillation.recording import EncoderRecorder
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.families import FAMILIES, head_of
@@ -27,6 +28,7 @@ from support.models import (
     assert_same_outputs,
     clone,
     find_family,
+    heads_of,
     inputs_of,
     make_batch,
     make_model,
@@ -36,6 +38,7 @@ from support.processes import run_without_package
 from support.training import distillation_losses, make_trainer
 
 SETTINGS = {"levels": LEVELS, "row_sites": ROW_SITES, "minimum_units": 0}
+PAIRS = [(family, head) for family in TABLE for head in heads_of(family)]
 VARIANTS = [(family, number) for family, row in TABLE.items() for number in range(len(row.variants) + 1)]
 
 
@@ -257,3 +260,24 @@ def test_enormous_sizes_are_refused_before_they_are_built(family, kind, tmp_path
             (tmp_path / "config.json").write_text(json.dumps({**json.loads(text), name: size}))
             with pytest.raises(ValueError, match=rf"config\.json: {name}: expected -?\d+ to \d+, got"):
                 getattr(transformers, head_of(model).auto).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("family", "head"), PAIRS)
+def test_a_teacher_of_every_head_is_read_alike_from_tuples_and_names(family, head):
+    model, batch = make_model(head, family=family), make_batch(head, family=family)
+    for given in (batch, inputs_of(batch)):
+        named = predictions(model, model(**given))
+        unnamed = predictions(model, model(**given, return_dict=False))
+        assert named.keys() == unnamed.keys()
+        assert all(torch.equal(value, unnamed[name]) for name, value in named.items())
+
+
+def test_a_logit_for_each_token_is_compared_token_by_token():
+    """A softmax over the tokens would not see a teacher that is surer of each."""
+    model = make_model("pretraining", family="electra")
+    teacher = clone(model)
+    with torch.no_grad():
+        teacher.discriminator_predictions.dense_prediction.bias += 5
+    with distilled(model, teacher, PruningConfig.create(0.5, hidden_weight=0.0)) as distillation:
+        model.train()(**make_batch("pretraining", family="electra")).loss.backward()
+        assert distillation.mean_loss() == pytest.approx(25)

@@ -99,6 +99,10 @@ def predictions(model: nn.Module, out: Any) -> dict[str, Tensor]:
     }
     if isinstance(out, (Tensor, tuple, list)) and not hasattr(out, "_fields"):
         found = dict(zip(_names(model, list(found.values())), found.values(), strict=False))
+    head = head_of(model)
+    if head is not None and head.judges_tokens and "logits" in found:
+        # Of their shape, classes of a sequence would look the same.
+        found["logits"] = found["logits"].unsqueeze(-1)
     # Logits of any kind; of other outputs those that hold a vector or a number per row.
     return {
         name: x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
@@ -27,6 +28,7 @@ PREDICTIONS = {
     "AutoModel": ("last_hidden_state", "pooler_output"),
     "AutoModelForQuestionAnswering": ("start_logits", "end_logits"),
     "AutoModelForPreTraining": ("prediction_logits", "seq_relationship_logits"),
+    "AutoModelForMaskedImageModeling": ("reconstruction",),
 }
 
 
@@ -55,9 +57,15 @@ class Head:
         return self.auto == "AutoModelForMultipleChoice"
 
     @property
+    def judges_tokens(self) -> bool:
+        """Whether it gives one logit for each token, as ELECTRA's pretraining does; BERT's gives words."""
+        pretraining = self.auto == "AutoModelForPreTraining"
+        return pretraining and "next_sentence_label" not in signature(self.stock.forward).parameters
+
+    @property
     def predictions(self) -> tuple[str, ...]:
         """Names of the outputs that a head without `return_dict` returns behind its loss, as far as known."""
-        return PREDICTIONS.get(self.auto, ("logits",))
+        return ("logits",) if self.judges_tokens else PREDICTIONS.get(self.auto, ("logits",))
 
 
 @dataclass(frozen=True)
