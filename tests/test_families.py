@@ -17,6 +17,7 @@ from hf_mlprune import PruningCallback, PruningConfig, attach, distilled, kernel
 from hf_mlprune.config import LEVELS, ROW_SITES
 from hf_mlprune.distillation.losses import predictions
 from hf_mlprune.distillation.recording import EncoderRecorder
+from hf_mlprune.distillation.teacher import fingerprint
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.families import FAMILIES, head_of
 from hf_mlprune.kernels import explain
@@ -281,3 +282,17 @@ def test_a_logit_for_each_token_is_compared_token_by_token():
     with distilled(model, teacher, PruningConfig.create(0.5, hidden_weight=0.0)) as distillation:
         model.train()(**make_batch("pretraining", family="electra")).loss.backward()
         assert distillation.mean_loss() == pytest.approx(25)
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_attention_heads", 2), ("hidden_act", "relu")])
+@each_family
+def test_teachers_of_the_same_weights_are_told_apart_by_what_they_compute(family, field, value):
+    teacher, other = make_model(family=family), make_model(family=family, **{field: value})
+    sizes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+    shared = {name: x for name, x in teacher.state_dict().items() if x.shape == sizes.get(name)}
+    other.load_state_dict(shared, strict=False)
+    batch = make_batch(family=family)
+    assert fingerprint(teacher) == fingerprint(clone(teacher))
+    # ESM has its activation from nowhere else than its code.
+    same = torch.equal(outputs(teacher, batch)["logits"], outputs(other, batch)["logits"])
+    assert same or fingerprint(teacher) != fingerprint(other)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..config import PruningConfig
 from ..encoders import Encoder, inspect_encoders
-from ..families import head_of
+from ..families import head_of, known_encoders
 from ..modeling.checkpoint import POOLER
 from ..modeling.pretrained import unloaded_keys
 
@@ -102,10 +102,25 @@ def fingerprint(model: nn.Module) -> str:
         if not name.startswith(POOLER):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
-    config = getattr(model, "config", None)
-    for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
-        digest.update(f"{name} {getattr(config, name, None)}".encode())
+    for config, names in _computed_by(model):
+        for name in names:
+            digest.update(f"{name} {getattr(config, name, None)}".encode())
     return digest.hexdigest()
+
+
+def _computed_by(model: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
+    """Configs of a model's encoders, and the fields of each that change outputs and no weight's shape."""
+    try:
+        encoders = known_encoders(model)
+    except TypeError:
+        return []  # It teaches by its predictions.
+    found = []
+    for _, family, encoder in encoders:
+        fields = family.config.config_fields
+        numbers = (name for name in fields.numbers if "dropout" not in name)
+        names = (fields.num_heads, fields.activation, "layer_norm_eps", *fields.bounds, *numbers)
+        found.append((encoder.config, names))
+    return found
 
 
 def _check_shared(teacher: nn.Module, student: nn.Module) -> None:
