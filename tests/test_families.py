@@ -296,3 +296,25 @@ def test_teachers_of_the_same_weights_are_told_apart_by_what_they_compute(family
     # ESM has its activation from nowhere else than its code.
     same = torch.equal(outputs(teacher, batch)["logits"], outputs(other, batch)["logits"])
     assert same or fingerprint(teacher) != fingerprint(other)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_damaged_fields_are_refused_as_such(masked, tmp_path):
+    model = make_model(family="distilbert")
+    attach(model, PruningConfig.create(0.5))
+    if not masked:
+        shrink(model)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": "x"}))
+    with pytest.raises(ValueError, match=r"config\.json: expected the config of a model of type distilbert"):
+        type(model).from_pretrained(tmp_path)
+
+
+def test_the_encoder_of_a_stock_class_is_named_right_or_not_at_all(tmp_path):
+    make_model(family="mpnet").save_pretrained(tmp_path)
+    config = PrunableMPNetConfig.from_pretrained(tmp_path, density=0.5, encoder="mpnet")
+    assert pruning_state(PrunableMPNetForSequenceClassification(config)).config.encoder == ("mpnet",)
+    wrong = PrunableMPNetConfig.from_pretrained(tmp_path, density=0.5, encoder="bert")
+    with pytest.raises(ValueError, match=r"expected paths of encoders, of \['mpnet'\], got 'bert'"):
+        PrunableMPNetForSequenceClassification(wrong)

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from .config import PruningConfig
 from .encoders import Encoder, inspect_encoder
-from .families import FAMILIES
+from .families import FAMILIES, find_encoders
 from .methods import make_method
 from .modeling.checkpoint import keep_present_names
-from .modeling.family import Family, Head, share_conversions
+from .modeling.family import Family, Head, damaged_fields, share_conversions
 from .modeling.fields import check_config
 from .modeling.pretrained import become, check_files, encoder_layers, unloaded_keys
 from .modeling.pruned import FINGERPRINT, apply_structure, initialize
@@ -84,6 +84,9 @@ class PrunableConfigMixin:
         """As in transformers; settings of a run given by name are checked and kept.
 
         A field of the stored config that is named like a setting stays what it was: a field.
+
+        Raises:
+            ValueError: a field is damaged, or a setting is not known.
         """
         settings, data = _take_settings(kwargs), dict(config_dict)
         check_config(data, cls.family.config.config_fields)
@@ -93,7 +96,8 @@ class PrunableConfigMixin:
         fields = _take_settings(data)
         if settings:
             data["pruning"] = _with_settings(data.get("pruning"), settings)
-        loaded = super().from_dict(data, **kwargs)  # type: ignore[misc]
+        with damaged_fields(cls.family):
+            loaded = super().from_dict(data, **kwargs)  # type: ignore[misc]
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for name, value in fields.items():
             setattr(config, name, value)
@@ -146,7 +150,10 @@ class PrunableMixin(PreTrainedModel):
             dense = family.config.dense_layer(config)
             layers = encoder_layers(encoder, dense.layout)
             apply_structure(layers, family.config.read_structure(config), dense)
-        new_masks(inspect_encoder(encoder), PruningConfig.from_dict(config.pruning))
+        settings = PruningConfig.from_dict(config.pruning)
+        # Which encoder to prune is no question here, but a wrong answer is one at the end of the run.
+        find_encoders(self, settings.encoder)
+        new_masks(inspect_encoder(encoder), settings)
         self._keep_floats(encoder)
         encoder.post_init()
         self.post_init()

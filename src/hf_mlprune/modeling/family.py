@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar
@@ -173,12 +174,22 @@ class PrunedConfigMixin:
             ValueError: a field is damaged.
         """
         check_config(config_dict, cls.config_fields)
-        try:
+        with damaged_fields(cls.family):
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
-        except ValueError:
-            raise
-        except Exception as error:
-            # Whatever transformers, which checks types in some versions only, makes of a field.
-            raise ValueError(
-                f"config.json: expected the config of a model of type {cls.family.name} ({error!r:.300})"
-            ) from error
+
+
+@contextmanager
+def damaged_fields(family: Family) -> Iterator[None]:
+    """Say of a damaged field that it is one, whatever transformers, which checks few types, makes of it.
+
+    Raises:
+        ValueError: for any other error than one of values.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"config.json: expected the config of a model of type {family.name} ({error!r:.300})"
+        ) from error

@@ -28,7 +28,7 @@ from .standins import Selection
 from .structure import Structure as Structure
 
 
-class SelectiveAttention(MPNetSelfAttention):
+class SelectiveHeads(MPNetSelfAttention):
     """Attention whose heads take their own of the position biases, which are those of all dense heads."""
 
     select: Selection
@@ -52,7 +52,7 @@ class SelectiveAttention(MPNetSelfAttention):
 def select_heads(attention: nn.Module, kept: tuple[int, ...]) -> None:
     """Have an attention read the biases of the kept heads, by their places among all."""
     selection = Selection(kept, dim=1)
-    attention.__class__ = SelectiveAttention
+    attention.__class__ = SelectiveHeads
     attention.select = selection.to(attention.get_parameter("q.bias").device)
 
 
