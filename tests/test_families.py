@@ -313,8 +313,10 @@ def test_damaged_fields_are_refused_as_such(masked, tmp_path):
 
 def test_the_encoder_of_a_stock_class_is_named_right_or_not_at_all(tmp_path):
     make_model(family="mpnet").save_pretrained(tmp_path)
-    config = PrunableMPNetConfig.from_pretrained(tmp_path, density=0.5, encoder="mpnet")
-    assert pruning_state(PrunableMPNetForSequenceClassification(config)).config.encoder == ("mpnet",)
-    wrong = PrunableMPNetConfig.from_pretrained(tmp_path, density=0.5, encoder="bert")
+    config = hf_mlprune.PrunableMPNetConfig.from_pretrained(tmp_path, density=0.5, encoder="mpnet")
+    assert pruning_state(hf_mlprune.PrunableMPNetForSequenceClassification(config)).config.encoder == (
+        "mpnet",
+    )
+    wrong = hf_mlprune.PrunableMPNetConfig.from_pretrained(tmp_path, density=0.5, encoder="bert")
     with pytest.raises(ValueError, match=r"expected paths of encoders, of \['mpnet'\], got 'bert'"):
-        PrunableMPNetForSequenceClassification(wrong)
+        hf_mlprune.PrunableMPNetForSequenceClassification(wrong)
