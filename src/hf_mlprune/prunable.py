@@ -143,16 +143,16 @@ class PrunableMixin(PreTrainedModel):
             )
         super().__init__(config, *args, **kwargs)
         family, encoder = config.family, self.base_model
+        settings = PruningConfig.from_dict(config.pruning)
         if encoder is not self:
+            # There is one only, but a name that is none would fail at the end of the run.
+            find_encoders(self, settings.encoder)
             become(encoder, prunable_class(family.heads[0]), config)
         if config.structure is not None:
             config.structure = without_blocks(config.structure)
             dense = family.config.dense_layer(config)
             layers = encoder_layers(encoder, dense.layout)
             apply_structure(layers, family.config.read_structure(config), dense)
-        settings = PruningConfig.from_dict(config.pruning)
-        # Which encoder to prune is no question here, but a wrong answer is one at the end of the run.
-        find_encoders(self, settings.encoder)
         new_masks(inspect_encoder(encoder), settings)
         self._keep_floats(encoder)
         encoder.post_init()
