@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--layers", type=int, default=2, help="layers of models that run 32 sequences")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--result", help="name of the file of results (default: encoder_<threads>)")
     parser.add_argument("--profile", action="store_true", help="which operations take the time, instead")
     parser.add_argument("--compile", action="store_true", help="compiled models, too (minutes)")
     parser.add_argument("--engines", action="store_true", help="dense models in other engines, too")
@@ -245,7 +246,7 @@ def main() -> None:
                 print(f"{name} {size} {row['variant']}: {took}{note}")
             rows += found
     settings = {"block_shape": BLOCK_SHAPE, "instruction_set": kernels.instruction_set()}
-    name = f"encoder_{args.threads}"
+    name = args.result or f"encoder_{args.threads}"
     print(f"written: {write_result({'settings': settings, 'results': rows}, name=name)}")
     plot(rows, args, name)
 
