@@ -24,14 +24,16 @@ from hf_mlprune.kernels import explain
 from hf_mlprune.kernels.operation import WHY_NOT
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.reports.latency import measure_latency
-from hf_mlprune.state import pruning_state
+from hf_mlprune.state import is_attached, pruning_state
 from support.models import (
+    HEADS,
     assert_same_outputs,
     clone,
     find_family,
     heads_of,
     inputs_of,
     make_batch,
+    make_config,
     make_model,
     outputs,
 )
@@ -320,3 +322,23 @@ def test_the_encoder_of_a_stock_class_is_named_right_or_not_at_all(tmp_path):
     wrong = hf_mlprune.PrunableMPNetConfig.from_pretrained(tmp_path, density=0.5, encoder="bert")
     with pytest.raises(ValueError, match=r"expected paths of encoders, of \['mpnet'\], got 'bert'"):
         hf_mlprune.PrunableMPNetForSequenceClassification(wrong)
+
+
+def test_a_stock_head_that_could_not_be_loaded_again_is_refused():
+    model = transformers.DeiTForImageClassificationWithTeacher(make_config("deit"))
+    with pytest.raises(
+        TypeError, match=r"'DeiTForImageClassification'\], got DeiTForImage"
+    ):
+        attach(model, PruningConfig.create(0.5))
+    assert not is_attached(model)
+
+
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES if not family.takes_images])
+def test_auto_classes_that_load_a_head_of_another_name_load_ours(family, tmp_path):
+    for auto, head in find_family(family).loaders().items():
+        if auto != head.auto:
+            stock = make_model(next(short for short, name in HEADS.items() if name == head.auto), 0, family)
+            attach(stock, PruningConfig.create(0.5))
+            shrink(stock)
+            stock.save_pretrained(tmp_path / auto)
+            assert type(getattr(transformers, auto).from_pretrained(tmp_path / auto)) is head.pruned

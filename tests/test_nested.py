@@ -250,6 +250,45 @@ def test_layers_that_share_weights_are_refused(share, family):
     assert not is_attached(model)
 
 
+@pytest.mark.parametrize("share", ["encoder", "layer"])
+def test_layers_shared_with_an_encoder_that_is_not_named_are_refused(share):
+    model = make_pair("bert", "roberta")
+    if share == "encoder":
+        model.second.encoder = model.first.encoder
+    else:
+        model.second.encoder.layer[1] = model.first.encoder.layer[1]
+    with pytest.raises(ValueError, match=r"'first layer . \w+', 'one of second'\] are one and the same"):
+        attach(model, PruningConfig.create(0.5, encoder="first"))
+    assert not is_attached(model)
+
+
+@pytest.mark.parametrize("names", ["second", ["first", "second"]])
+def test_an_encoder_is_named_by_any_of_its_paths(names):
+    tower = make_model("model")
+    model = Pair(tower, tower)
+    (state,) = attach(model, PruningConfig.create(0.5, encoder=names))
+    assert tower.pruning is state
+    shrink(model)
+
+
+def test_a_model_that_loads_by_itself_brings_no_warning(caplog):
+    attach(dual_encoder(), PruningConfig.create(0.5, encoder="text_model"))
+    assert not [record for record in caplog.records if record.name.startswith("hf_mlprune")]
+
+
+def test_a_density_that_is_refused_leaves_the_model_for_another(tmp_path):
+    model = make_model()
+    data = make_dataset()
+    for density in (0.0001, 0.5):
+        callback = PruningCallback(density)
+        if density < 0.1:
+            with pytest.raises(ValueError, match=r"density 0\.0001 cannot be reached"):
+                Trainer(model, training_arguments(tmp_path), train_dataset=data, callbacks=[callback])
+            assert not is_attached(model)
+    Trainer(model, training_arguments(tmp_path), train_dataset=data, callbacks=[callback]).train()
+    assert report(model).density <= 0.5
+
+
 def test_every_family_is_found_by_its_path_within_a_module():
     for family in TABLE:
         model = nn.ModuleDict({"a": nn.ModuleDict({"b": make_model("model", family=family)})})

@@ -56,7 +56,6 @@ for _family in FAMILIES:
         _tokenizer = TOKENIZER_MAPPING.get(_family.stock_config, None)
         if _tokenizer is not None:
             transformers.AutoTokenizer.register(_config, _tokenizer)
-    for _head in _family.heads:
-        _auto = getattr(transformers, _head.auto)
-        _auto.register(CONFIGS[_family.name], prunable_class(_head))
-        _auto.register(_family.config, _head.pruned)
+    for _auto, _head in _family.loaders().items():
+        getattr(transformers, _auto).register(CONFIGS[_family.name], prunable_class(_head))
+        getattr(transformers, _auto).register(_family.config, _head.pruned)

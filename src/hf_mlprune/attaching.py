@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .config import PruningConfig
 from .editing import edited
 from .encoders import Encoder, inspect_encoders
-from .families import head_of, plain_config
+from .families import head_of, known_encoders, plain_config
 from .modeling.checkpoint import keep_present_names
 from .modeling.family import Head
 from .modeling.pretrained import become
@@ -47,18 +47,36 @@ def attach(model: nn.Module, config: PruningConfig) -> list[PruningState]:
     encoders = inspect_encoders(model, config.encoder)
     for encoder in encoders:
         _check_linears(encoder)
+    _check_loadable(model)
     with edited(model):
         states = [_attach(model, encoder, config) for encoder in encoders]
         keep_present_names(model)
-    if head_of(model) is None and isinstance(model, PreTrainedModel):
+    if head_of(model) is None and isinstance(model, PreTrainedModel) and model.base_model is not model:
         logger.warning(
             "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
             "trained and pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned "
             "checkpoints with the stock head, and the class itself fails on their shapes; derive a class for "
-            "serving from the PrunedBertFor... of its head",
+            "serving from the Pruned...For... of its head",
             type(model).__name__,
         )
     return states
+
+
+def _check_loadable(model: nn.Module) -> None:
+    """Refuse a stock class of a known family whose pruned checkpoint no class could load.
+
+    Raises:
+        TypeError: names the heads that there are.
+    """
+    if not type(model).__module__.startswith("transformers.") or head_of(model) is not None:
+        return
+    for _, family, encoder in known_encoders(model):
+        if isinstance(model, PreTrainedModel) and model is not encoder and model.base_model is encoder:
+            heads = [head.stock.__name__ for head in family.heads]
+            raise TypeError(
+                f"expected one of {heads}, got {type(model).__name__}, of which no pruned checkpoint could "
+                "be loaded again: load the weights into one of these classes, or derive a class of your own"
+            )
 
 
 def _attach(model: nn.Module, encoder: Encoder, config: PruningConfig) -> PruningState:

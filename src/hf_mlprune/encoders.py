@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .families import find_encoders, head_of, plain_config
+from .families import find_encoders, head_of, known_encoders, plain_config
 from .modeling.family import Family
 from .modeling.layout import DenseLayer
 from .modeling.pretrained import encoder_layers
@@ -134,6 +134,14 @@ def _check_shared(model: nn.Module, encoders: Sequence[Encoder]) -> None:
         weight = module._parameters.get("weight")
         if weight is not None:
             owners.setdefault(id(weight), []).append(path)
+    selected = {encoder.module for encoder in encoders}
+    # A module that is in two encoders has one path above.
+    foreign = {
+        id(parameter): path
+        for path, _, other in known_encoders(model)
+        if other not in selected
+        for parameter in other.parameters()
+    }
     uses: dict[int, list[str]] = {}
     for encoder in encoders:
         for index, layer in enumerate(encoder.layers):
@@ -142,6 +150,8 @@ def _check_shared(model: nn.Module, encoders: Sequence[Encoder]) -> None:
     for weight, places in uses.items():
         # By both counts, as one module may be in two layers, and two modules may have one weight.
         names = places if len(places) > 1 else owners.get(weight, [])
+        if weight in foreign:
+            names = [*places, f"one of {foreign[weight] or 'the model'}"]
         if len(names) > 1:
             raise ValueError(
                 f"expected layers with weights of their own, but {names} are one and the same, so that they "
@@ -178,7 +188,7 @@ def random_batch(model: nn.Module, encoder: Encoder, rows: int, length: int) -> 
         model: the encoder, or a model of a known class around it.
         encoder: its encoder.
         rows: sequences (of two choices each, for a multiple-choice head), or images.
-        length: tokens per sequence; as many as the model can take, if that is less. One sequence is padded.
+        length: tokens per sequence; as many as the model can take, if that is less. The middle one is padded.
             Images have the size that the model takes.
     """
     config, head = encoder.module.config, head_of(model)
@@ -193,6 +203,14 @@ def random_batch(model: nn.Module, encoder: Encoder, rows: int, length: int) -> 
     mask = torch.ones_like(tokens)
     mask[rows // 2, ..., length // 2 :] = 0
     return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+
+
+def tokens_of(encoder: Encoder) -> int | None:
+    """Tokens that an image has; ``None`` for a family that reads texts."""
+    if not encoder.family.takes_images:
+        return None
+    embeddings = encoder.module.get_submodule(encoder.dense.layout.embeddings)
+    return embeddings.get_parameter("position_embeddings").shape[1]
 
 
 def _sides(size: Any) -> tuple[int, int]:

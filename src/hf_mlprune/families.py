@@ -44,9 +44,9 @@ def head_of(model: nn.Module) -> Head | None:
 #: Model types that are asked for and cannot be pruned, and why.
 UNSUPPORTED = {
     "albert": "its layers are one and the same, so that they cannot be pruned one by one",
-    "bart": "its encoder is bound to a decoder",
+    "bart": "its encoder is no model that is used by itself",
     "deberta": "its query, key and value lie interleaved in one matrix; deberta-v2 and v3 are supported",
-    "t5": "its first layer computes the relative positions of all others",
+    "t5": "a table in its first layer holds the relative positions for the heads of all others",
 }
 
 
@@ -62,19 +62,22 @@ def find_encoders(model: nn.Module, names: Sequence[str] = ()) -> list[tuple[str
         ValueError: a name is not that of one encoder.
     """
     found = known_encoders(model)
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
     if not names and len(found) > 1:
         raise TypeError(
             f"expected a model with one encoder, got {type(model).__name__} with {len(found)}: say which are "
             f"to be pruned by encoder=..., one or several of {[path for path, _, _ in found]}"
         )
     for name in names:
-        count = sum(_is_within(path, name) for path, _, _ in found)
-        if count != 1:
+        named = [path for path, _, module in found if _is_within(paths[id(module)], name)]
+        if len(named) != 1:
             raise ValueError(
                 f"encoder: expected paths of encoders, of {[path for path, _, _ in found]}, got {name!r}, "
-                f"which names {count or 'none'}"
+                f"which names {named or 'none'}"
             )
-    return [row for row in found if not names or any(_is_within(row[0], name) for name in names)]
+    return [row for row in found if not names or any(_is_within(paths[id(row[2])], n) for n in names)]
 
 
 def known_encoders(model: nn.Module) -> list[tuple[str, Family, PreTrainedModel]]:
@@ -98,8 +101,9 @@ def known_encoders(model: nn.Module) -> list[tuple[str, Family, PreTrainedModel]
     return found
 
 
-def _is_within(path: str, name: str) -> bool:
-    return path == name or path.startswith(f"{name}.")
+def _is_within(paths: Sequence[str], name: str) -> bool:
+    """Whether one of the paths of a module is a name, or lies within the module of that name."""
+    return any(path == name or path.startswith(f"{name}.") for path in paths)
 
 
 def _why_unsupported(model: nn.Module) -> str:

@@ -92,7 +92,7 @@ def begin(state: PruningState, schedule: Schedule, step: int) -> None:
     )
     _enter(state, state.run, phase)
     if step == 0:
-        _check_reachable(state.run, config.density)
+        check_reachable(state)
 
 
 def learn(state: PruningState) -> None:
@@ -182,19 +182,22 @@ def _land(state: PruningState, run: Run, phase: Phase) -> None:
     state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
 
 
-def _check_reachable(run: Run, wanted: float) -> None:
+def check_reachable(state: PruningState) -> None:
     """Refuse before the first step a density above the model's own, or below what is always kept.
 
     A model that was pruned to this density is a little below it, by less than a unit: it is only trained.
+
+    Raises:
+        ValueError: says what the most or the least is.
     """
-    stage = run.stage
+    stage, wanted, density = _stage(state, Phase.WARMUP), state.config.density, state.density()
     assert stage is not None
     unit = max((int(costs.max()) for costs in stage.costs if len(costs)), default=0) / stage.total
-    if wanted > run.density + unit + 1e-9:
-        raise ValueError(f"density: expected at most the model's own, {run.density:.4f}, got {wanted}")
+    if wanted > density + unit + 1e-9:
+        raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {wanted}")
     if isinstance(stage, StructuredStage):
         zeros = [torch.zeros(active) for active in stage.active]
-        stage.fit(zeros, run.target, final=False)
+        stage.fit(zeros, _target(state, Phase.WARMUP), final=False)
 
 
 def _set_masks(stage: Stage, masks: list[Tensor]) -> None:

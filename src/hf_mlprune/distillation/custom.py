@@ -81,7 +81,8 @@ def distilled(
 
     Args:
         model: the student.
-        teacher: a module that is called as the model is, or the folder or hub name of a model of its class.
+        teacher: a module that is called as the model is, put into evaluation mode, or the folder or hub name
+            of a model of the student's class.
         settings: the weights of the terms; those of the model's masks, if ``None``.
         accumulation: backward passes per optimizer step.
         autocast_dtype: dtype of the autocast that the loop runs the model under, if any.
@@ -102,8 +103,8 @@ def distilled(
         autocast_dtype=autocast_dtype,
         accumulation=accumulation,
     )
-    distiller.install()
     try:
+        distiller.install()
         yield Distillation(distiller)
     finally:
         distiller.remove()

@@ -31,6 +31,8 @@ PREDICTIONS = {
     "AutoModelForPreTraining": ("prediction_logits", "seq_relationship_logits"),
     "AutoModelForMaskedImageModeling": ("reconstruction",),
 }
+#: Auto classes that load a head of another name for the families that have none of their own.
+ALSO_LOADED_BY = {"AutoModelForPreTraining": "AutoModelForMaskedLM", "AutoModelForTextEncoding": "AutoModel"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ class Family:
         """The model type of stock models."""
         name: str = self.stock_config.model_type
         return name
+
+    def loaders(self) -> dict[str, Head]:
+        """Auto classes -> the head that each loads."""
+        found = {head.auto: head for head in self.heads}
+        if self.takes_images:
+            return found
+        return {auto: found[head] for auto, head in ALSO_LOADED_BY.items() if head in found} | found
 
     @property
     def takes_images(self) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from ..budgets.multiply_adds import attention_multiply_adds
 from ..budgets.weights import block_weights
 from ..config import PruningConfig
-from ..encoders import Encoder, inspect_encoders
+from ..encoders import Encoder, inspect_encoders, tokens_of
 from ..families import known_encoders
 from ..kernels import explain
 from ..masked import MaskedLinear
@@ -140,7 +140,7 @@ def report(
     shrunk: ShrinkReport | None = None,
     latency: Sequence[Latency] = (),
     settings: PruningConfig | None = None,
-    length: int = 128,
+    length: int | None = None,
 ) -> Report:
     """Describe a model, masked or pruned (or dense).
 
@@ -149,12 +149,14 @@ def report(
         shrunk: what :func:`~hf_mlprune.shrinking.shrink` said of it, if it was shrunk just now.
         latency: what :func:`~hf_mlprune.reports.latency.measure_latency` found.
         settings: of the run that pruned it.
-        length: tokens of the sequence that multiply-adds are counted for.
+        length: tokens of the sequence that multiply-adds are counted for; 128, or those of an image. Local
+            attention is counted in full, as torch computes it.
 
     Raises:
         TypeError: the model is of no known family.
     """
     encoders = _reported(model)
+    length = length or tokens_of(encoders[0]) or 128
     layers = tuple(
         _layer_report(encoder, index) for encoder in encoders for index in range(len(encoder.layers))
     )

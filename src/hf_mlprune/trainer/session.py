@@ -22,6 +22,7 @@ from ..calls import Call
 from ..config import PruningConfig
 from ..distillation.hooks import TARGETS, Distiller
 from ..distillation.teacher import Teacher, fingerprint, load_teacher
+from ..editing import edited
 from ..encoders import inspect_encoders
 from ..families import head_of
 from ..files import write_folder
@@ -29,6 +30,7 @@ from ..modeling.pretrained import PrunedMixin
 from ..reports.card import model_card
 from ..reports.latency import Latency, measure_latency
 from ..reports.report import Report, report
+from ..run import check_reachable
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states
 from .resuming import STEP1_TEACHER, find_step1_teacher
@@ -193,7 +195,9 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
     # Before the model is changed: a teacher that is refused leaves it as it was.
     loaded = None if teacher is None else load_teacher(teacher, model, config)
     if attached is None:
-        attach(model, config)
+        with edited(model):
+            for state in attach(model, config):
+                check_reachable(state)
     return Session(model, loaded, None if loaded is None else fingerprint(loaded.model))
 
 
