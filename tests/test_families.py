@@ -242,6 +242,7 @@ def test_reports_count_what_is_there(family, number):
     assert min(latency.dense_seconds, latency.pruned_seconds, latency.speedup) > 0
     # As many as there are positions for, or patches of an image and what stands before them.
     assert 4 < latency.length <= 32
+    assert found.multiply_adds_length == (latency.length if find_family(family).takes_images else 128)
     json.dumps(found.to_dict())
 
 

@@ -210,7 +210,8 @@ def tokens_of(encoder: Encoder) -> int | None:
     if not encoder.family.takes_images:
         return None
     embeddings = encoder.module.get_submodule(encoder.dense.layout.embeddings)
-    return embeddings.get_parameter("position_embeddings").shape[1]
+    tokens: int = embeddings.get_parameter("position_embeddings").shape[1]
+    return tokens
 
 
 def _sides(size: Any) -> tuple[int, int]:
