@@ -327,9 +327,7 @@ def test_the_encoder_of_a_stock_class_is_named_right_or_not_at_all(tmp_path):
 
 def test_a_stock_head_that_could_not_be_loaded_again_is_refused():
     model = transformers.DeiTForImageClassificationWithTeacher(make_config("deit"))
-    with pytest.raises(
-        TypeError, match=r"'DeiTForImageClassification'\], got DeiTForImage"
-    ):
+    with pytest.raises(TypeError, match=r"'DeiTForImageClassification'\], got DeiTForImage"):
         attach(model, PruningConfig.create(0.5))
     assert not is_attached(model)
 

@@ -23,11 +23,12 @@ from torch.nn import functional
 import hf_mlprune
 from hf_mlprune import PruningConfig, attach, kernels, report, shrink
 from hf_mlprune.config import LEVELS
+from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.kernels import block_sparse_linear, explain
 from hf_mlprune.kernels.dispatch import why_dense
 from hf_mlprune.kernels.operation import WHY_NOT
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
-from hf_mlprune.modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
+from hf_mlprune.modeling.block_sparse import ACTIVATIONS, BlockSparseLinear, BlockSparseMatrix
 from hf_mlprune.modeling.structure import grid_shape
 from support.models import make_batch, make_model, prune
 
@@ -82,13 +83,20 @@ def test_it_is_the_dense_product(name, case):
 
 
 @native
+def test_a_gate_needs_two_equal_halves():
+    matrix = random_matrix(7, 33, (16, 16), 0.6, torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="expected two equal halves of rows, got 7 rows"):
+        block_sparse_linear(torch.randn(2, 33), matrix, activation="gated_gelu")
+
+
+@native
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_fused_activations(activation, name):
     matrix = random_matrix(70, 33, (16, 16), 0.6, torch.Generator().manual_seed(0))
     x = torch.randn(9, 33) * 3
     y = block_sparse_linear(x, matrix, activation=activation, instruction_set=name)
-    expected = getattr(functional, activation)(dense_result(x, matrix, None))
+    expected = ACTIVATIONS[activation](dense_result(x, matrix, None))
     torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=1e-5)
 
 
@@ -101,7 +109,7 @@ def assert_rounded(y, expected, dtype):
 @native
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
+@pytest.mark.parametrize("activation", ["none", *ACTIVATIONS])
 @pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_way_out_of_the_sums(tokens, scattered, activation, dtype, name):
@@ -120,7 +128,7 @@ def test_every_way_out_of_the_sums(tokens, scattered, activation, dtype, name):
     )
     expected = dense_result(x, matrix, bias)
     if activation != "none":
-        expected = getattr(functional, activation)(expected)
+        expected = ACTIVATIONS[activation](expected)
     if scattered:
         expected = torch.zeros(tokens, 75, dtype=torch.float64).index_copy(1, places, expected)
     assert_rounded(y, expected, dtype)
@@ -443,7 +451,7 @@ def test_gradients_of_nothing(shape):
 
 
 @native
-@pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
+@pytest.mark.parametrize("activation", ["none", *ACTIVATIONS])
 def test_gradients_are_those_of_the_dense_product(activation):
     generator = torch.Generator().manual_seed(0)
     matrix = random_matrix(40, 24, (16, 16), 0.5, generator)
@@ -456,7 +464,7 @@ def test_gradients_are_those_of_the_dense_product(activation):
         own = BlockSparseMatrix(values, matrix.crow_indices, matrix.col_indices, matrix.shape)
         if dense:
             rows = functional.linear(x, own.to_dense(), bias)
-            rows = rows if activation == "none" else getattr(functional, activation)(rows)
+            rows = rows if activation == "none" else ACTIVATIONS[activation](rows)
             y = torch.zeros(6, 80).index_copy(1, places, rows)
         else:
             y = block_sparse_linear(x, own, bias, row_indices=places, scatter_size=80, activation=activation)
@@ -564,7 +572,7 @@ BOTH_IN_ONE_ROW = torch.tensor([0, 2, 2], dtype=torch.int32)
         ({"scatter_size": 31}, "increasing places below scatter_size"),
         ({"x": torch.zeros(3, 16)}, "columns of the grid"),
         ({"x": torch.zeros(())}, r"x: expected \(..., columns\)"),
-        ({"activation": 3}, "activation: expected 0, 1 or 2, got 3"),
+        ({"activation": 4}, "activation: expected 0 to 3, got 4"),
         ({"instruction_set": 3}, "instruction_set: expected a processor that has it"),
     ],
 )
@@ -596,19 +604,29 @@ def pruned_model(block_shape=(16, 16), **sizes):
     return model
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+@pytest.mark.parametrize(
+    ("family", "activation", "expected"),
+    [
+        ("bert", "gelu", "gelu"),
+        ("bert", "relu", "relu"),
+        ("bert", "silu", "none"),
+        # Half of its FC1 has an activation, and gates the other half.
+        ("modernbert", "gelu", "gated_gelu"),
+        ("modernbert", "relu", "none"),
+    ],
+)
 @pytest.mark.parametrize("training", [False, True])
-def test_activations_behind_blocks_are_applied_once(activation, training, tmp_path):
-    model = make_model(hidden_size=64, intermediate_size=96, hidden_act=activation)
+def test_activations_behind_blocks_are_applied_once(family, activation, expected, training, tmp_path):
+    model = make_model(family=family, hidden_size=64, intermediate_size=96, hidden_act=activation)
     prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=(16, 16)))
     masked = model.train(training)(**make_batch()).logits.detach()
     shrink(model)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).train(training)
     for pruned in (model.train(training), loaded):
-        every = [layer.intermediate.dense for layer in pruned.bert.encoder.layer]
+        every = [layer.linears["fc1"] for layer in inspect_encoder(pruned).layers]
         fused = {linear.activation for linear in every if isinstance(linear, BlockSparseLinear)}
-        assert fused == {"none" if activation == "silu" else activation}
+        assert fused == {expected}
         for gradients in (torch.no_grad(), torch.enable_grad()):
             with gradients:
                 torch.testing.assert_close(pruned(**make_batch()).logits, masked, atol=1e-5, rtol=0)

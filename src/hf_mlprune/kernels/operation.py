@@ -15,7 +15,7 @@ NATIVE = Path(__file__).with_name("native.so")
 #: Written by a build that left the native code out.
 NOT_BUILT = Path(__file__).with_name("not_built.txt")
 #: The numbers that the native code knows these by; the best instruction set is 0.
-ACTIVATION_NUMBERS = {"none": 0, "gelu": 1, "relu": 2}
+ACTIVATION_NUMBERS = {"none": 0, "gelu": 1, "relu": 2, "gated_gelu": 3}
 INSTRUCTION_SETS = {"": 0, "avx2": 1, "avx512": 2}
 INSTEAD = "use torch.nn.functional.linear with to_dense()"
 
@@ -117,7 +117,8 @@ def block_sparse_linear(
         row_indices: int64 ``(rows,)``, increasing: place of each row among ``scatter_size`` outputs, the
             others zero.
         scatter_size: see ``row_indices``.
-        activation: ``"none"``, ``"gelu"`` (by erf) or ``"relu"``.
+        activation: ``"none"``, ``"gelu"`` (by erf), ``"relu"``, or ``"gated_gelu"``: a gelu of the first half
+            of the rows.
         instruction_set: ``"avx2"`` or ``"avx512"``; by default the best of this processor.
 
     Returns:

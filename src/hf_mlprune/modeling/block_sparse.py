@@ -109,8 +109,18 @@ def split_blocks(dense: Tensor, block_shape: tuple[int, int]) -> Tensor:
     return padded.view(grid_rows, height, grid_columns, width).transpose(1, 2)
 
 
+def gated_gelu(y: Tensor) -> Tensor:
+    """A gelu of the first half of the features, which the second half is to gate."""
+    first, gate = y.chunk(2, dim=-1)
+    return torch.cat([functional.gelu(first), gate], dim=-1)
+
+
 #: What a layer may apply to its output.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": functional.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+    "gated_gelu": gated_gelu,
+}
 
 
 class Accelerator(Protocol):

@@ -91,11 +91,12 @@ def activation_of(layer: nn.Module, layout: Layout) -> Callable[[Tensor], Tensor
 def fuse_activation(layer: nn.Module, layout: Layout) -> None:
     """Let a block-sparse FC1 apply the activation behind it, where that is one it knows."""
     activation = activation_of(layer, layout)
-    if layout.activation is None or layout.is_gated():
+    if layout.activation is None:
         return
     fc1 = layer.get_submodule(layout.matrices["fc1"].path)
-    if isinstance(fc1, BlockSparseLinear) and isinstance(activation, (GELUActivation, nn.ReLU)):
-        fc1.activation = "relu" if isinstance(activation, nn.ReLU) else "gelu"
+    known = {GELUActivation: "gated_gelu"} if layout.is_gated() else {GELUActivation: "gelu", nn.ReLU: "relu"}
+    if isinstance(fc1, BlockSparseLinear) and type(activation) in known:
+        fc1.activation = known[type(activation)]
         layer.set_submodule(layout.activation, FusedActivation(activation))
 
 

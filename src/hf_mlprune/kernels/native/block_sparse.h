@@ -33,6 +33,7 @@ struct Product {
   int64_t outputs;            // features of y; more than `rows` where rows have places
   void* y;                    // (tokens, outputs), contiguous
   Activation activation;
+  int64_t activated_rows;  // leading rows that have it
 };
 
 // Part of a product: tokens in tiles, and rows of the grid.

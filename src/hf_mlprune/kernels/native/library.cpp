@@ -226,7 +226,7 @@ AtenTensorHandle multiply_arrays(
   STD_TORCH_CHECK(
       best > 0 && instruction_set >= 0 && instruction_set <= best,
       "instruction_set: expected a processor that has it; this one has number ", best, ", got ", instruction_set);
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation: expected 0, 1 or 2, got ", activation);
+  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation: expected 0 to 3, got ", activation);
   Product p{};
   p.bfloat16 = x.dtype == aoti_torch_dtype_bfloat16();
   STD_TORCH_CHECK(p.bfloat16 || x.dtype == aoti_torch_dtype_float32(), "x: expected float32 or bfloat16");
@@ -249,7 +249,11 @@ AtenTensorHandle multiply_arrays(
   p.rows = bias.sizes[0];
   STD_TORCH_CHECK(outputs >= 0 && outputs <= kMostSize, "scatter_size: expected 0 to ", kMostSize, ", got ", outputs);
   p.outputs = outputs;
-  p.activation = static_cast<Activation>(activation);
+  // 3: a gelu of the first half of the rows, which the second half gates.
+  const bool gated = activation == 3;
+  STD_TORCH_CHECK(!gated || p.rows % 2 == 0, "bias: expected two equal halves of rows, got ", p.rows, " rows");
+  p.activation = gated ? Activation::gelu : static_cast<Activation>(activation);
+  p.activated_rows = p.activation == Activation::none ? 0 : gated ? p.rows / 2 : p.rows;
   STD_TORCH_CHECK(p.block_rows > 0 && p.block_columns > 0, "values: expected blocks of some size");
   STD_TORCH_CHECK(
       crow.is_list((p.rows + p.block_rows - 1) / p.block_rows + 1, aoti_torch_dtype_int32()),
