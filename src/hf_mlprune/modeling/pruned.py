@@ -95,7 +95,7 @@ def fuse_activation(layer: nn.Module, layout: Layout) -> None:
         return
     fc1 = layer.get_submodule(layout.matrices["fc1"].path)
     known = {GELUActivation: "gated_gelu"} if layout.is_gated() else {GELUActivation: "gelu", nn.ReLU: "relu"}
-    if isinstance(fc1, BlockSparseLinear) and type(activation) in known:
+    if isinstance(fc1, BlockSparseLinear) and isinstance(activation, nn.Module) and type(activation) in known:
         fc1.activation = known[type(activation)]
         layer.set_submodule(layout.activation, FusedActivation(activation))
 
