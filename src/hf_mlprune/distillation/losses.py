@@ -254,7 +254,8 @@ def attention_loss(
     if missing or not student.attentions or not taught.attentions:
         raise ValueError(
             "attention term: expected attention weights of student and teacher, got none: both need eager "
-            "attention, in layers that have heads"
+            "attention, in layers that have heads; load them with attn_implementation='eager' where this "
+            "version of transformers cannot switch it"
         )
     terms = []
     for index in sorted(student.attentions.keys() & taught.attentions.keys()):

@@ -126,7 +126,7 @@ class EncoderRecorder:
 
     def _keep_attention(self, index: int, module: nn.Module, args: Any, out: Any) -> None:
         if self._present is not None:
-            self._present.attentions[index] = out[1]
+            self._present.attentions[index] = out[1] if len(out) > 1 else None
 
 
 def _argument(module: nn.Module, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
