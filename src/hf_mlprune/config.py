@@ -42,7 +42,7 @@ class PruningConfig:
         row_sites: whose rows the level ``"rows"`` prunes: ``"fc1"``, ``"attention_output"``,
             ``"fc2"``. Rows of the last two are scattered back into the residual.
         block_shape: ``(rows, columns)`` of a block.
-        exclude: indices of encoder layers to leave alone, of every encoder that is pruned; they are not counted
+        exclude: indices of layers to leave alone, of every encoder that is pruned; they are not counted
             in any density.
         encoder: paths of the encoders to prune within a model that has several, or of the modules that hold
             one each. Each is pruned to the density.
