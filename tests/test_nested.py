@@ -228,7 +228,7 @@ def test_names_of_no_encoder_are_refused_and_nothing_is_changed(names, kind, mes
 
 def test_a_name_that_holds_two_encoders_is_refused():
     model = nn.ModuleDict({"towers": make_pair()})
-    with pytest.raises(ValueError, match=r"got 'towers', which names 2"):
+    with pytest.raises(ValueError, match=r"got 'towers', which names \['towers\.first', 'towers\.second'\]"):
         attach(model, PruningConfig.create(0.5, encoder="towers"))
 
 

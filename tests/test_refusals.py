@@ -107,8 +107,8 @@ def test_activation_that_does_not_map_zero_to_zero(activation):
 
 UNKNOWN = [
     (AlbertConfig, "got AlbertModel with none; albert is not supported: its layers are one and the same"),
-    (T5Config, "got T5Model with none; t5 is not supported: its first layer computes the relative positions"),
-    (BartConfig, "got BartModel with none; bart is not supported: its encoder is bound to a decoder"),
+    (T5Config, "got T5Model with none; t5 is not supported: a table in its first layer holds"),
+    (BartConfig, "got BartModel with none; bart is not supported: its encoder is no model"),
     (
         DebertaConfig,
         "got DebertaModel with none; deberta is not supported: .*deberta-v2 and v3 are supported",
