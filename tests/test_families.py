@@ -36,6 +36,7 @@ from support.models import (
     make_config,
     make_model,
     outputs,
+    shrink_without,
 )
 from support.processes import run_without_package
 from support.training import distillation_losses, make_trainer
@@ -56,12 +57,7 @@ def make_pruned(family, *, empty=(), block_shape=(8, 4), **changes):
     attach(model, PruningConfig.create(0.5, block_shape=block_shape, **SETTINGS))
     for gate in pruning_state(model).all_gates():
         gate.set_keep(torch.arange(gate.units) % 3 != 1)
-    for name in empty:
-        gate = pruning_state(model).gates(1)[name]
-        gate.set_keep(torch.zeros(gate.units, dtype=torch.bool))
-    masked = clone(model)
-    shrink(model)
-    return masked, model
+    return shrink_without(model, empty)
 
 
 def count(module) -> int:

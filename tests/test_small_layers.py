@@ -27,7 +27,7 @@ from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.modeling.pruned import FINGERPRINT
 from hf_mlprune.modeling.standins import RowScatter
 from hf_mlprune.state import pruning_state
-from support.models import assert_same_outputs, clone, make_batch, make_model, outputs, prune
+from support.models import assert_same_outputs, clone, make_batch, make_model, outputs, prune, shrink_without
 
 ROWS = ("attention_output", "fc1", "fc2")
 
@@ -37,12 +37,7 @@ def pruned(*empty, levels=("heads", "rows"), **changes):
     model = make_model(**changes)
     shape = {"block_shape": (8, 4)} if "blocks" in levels else {}
     prune(model, PruningConfig.create(0.5, levels=levels, row_sites=ROWS, minimum_units=0, **shape))
-    for name in empty:
-        gate = pruning_state(model).gates(1)[name]
-        gate.set_keep(torch.zeros(gate.units, dtype=torch.bool))
-    masked = clone(model)
-    shrink(model)
-    return masked, model
+    return shrink_without(model, empty)
 
 
 EMPTY = [

@@ -13,16 +13,13 @@ from .config import PruningConfig
 from .distillation.custom import distilled
 from .families import FAMILIES
 from .loop import advance, collect, start
-from .prunable import CLASSES, CONFIGS, prunable_class
+from .prunable import CONFIGS, PUBLIC, prunable_class
 from .reports.report import Report, report
 from .shrinking import shrink
 from .trainer.callback import PruningCallback
 from .trainer.resuming import last_complete_checkpoint
 
 __version__ = "0.1.0"
-
-# One config class, and one class for each head, of every family: PrunableBertConfig, PrunableBertModel, ...
-_PRUNABLE: dict[str, Any] = {config.__name__: config for config in CONFIGS.values()} | CLASSES
 
 __all__ = [
     "PruningCallback",
@@ -37,13 +34,14 @@ __all__ = [
     "report",
     "shrink",
     "start",
-    *_PRUNABLE,
+    # A config class and a class for each head of every family: PrunableBertConfig, PrunableBertModel, ...
+    *PUBLIC,
 ]
 
 
 def __getattr__(name: str) -> Any:
     try:
-        return _PRUNABLE[name]
+        return PUBLIC[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
 

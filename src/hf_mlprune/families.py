@@ -29,16 +29,15 @@ FILES = (
 )
 FAMILIES: tuple[Family, ...] = tuple(import_module(f"{__package__}.modeling.{file}").FAMILY for file in FILES)
 
+_HEADS = {kind: head for family in FAMILIES for head in family.heads for kind in (head.stock, head.pruned)}
+
 
 def head_of(model: nn.Module) -> Head | None:
     """The task head of a model: stock, with masks or pruned; ``None`` for a class of the user's own."""
     kind = type(model)
-    for family in FAMILIES:
-        for head in family.heads:
-            # Classes with masks are derived from the record, and name it.
-            if kind in (head.stock, head.pruned) or vars(kind).get("task_head") is head:
-                return head
-    return None
+    # Classes with masks are derived from the record, and name it.
+    found = _HEADS.get(kind, vars(kind).get("task_head"))
+    return found if isinstance(found, Head) else None
 
 
 #: Model types that are asked for and cannot be pruned, and why.

@@ -33,10 +33,9 @@ def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _check_spelling(family: Family, names: Iterable[str]) -> None:
     """Refuse what is almost the name of a setting: configs keep any field, so nobody else would notice."""
     settings = [field.name for field in dataclasses.fields(PruningConfig)]
-    fields = family.stock_config().to_dict()
     for name in names:
         meant = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
-        if meant and name not in fields:
+        if meant and name not in family.stock_config().to_dict():
             raise ValueError(f"unknown setting {name!r}: did you mean {meant[0]!r}?")
 
 
@@ -278,8 +277,9 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
     for family in FAMILIES
     for model_class in (_derive_class(head, CONFIGS[family.name]) for head in family.heads)
 }
-# So that they are pickled, and found by their names.
-globals().update({config.__name__: config for config in CONFIGS.values()} | CLASSES)
+#: All of them by name. As globals, so that they are pickled.
+PUBLIC: dict[str, Any] = {config.__name__: config for config in CONFIGS.values()} | CLASSES
+globals().update(PUBLIC)
 
 
 def prunable_class(head: Head) -> type[PreTrainedModel]:

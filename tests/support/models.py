@@ -11,9 +11,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from families import TABLE
-from hf_mlprune import PruningConfig, advance, attach, collect, start
+from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
 from hf_mlprune.families import FAMILIES, find_encoders
 from hf_mlprune.modeling.family import Family, Head
+from hf_mlprune.state import pruning_state
 
 VOCABULARY = 64
 TOKENS = 12
@@ -189,3 +190,13 @@ def tied_names(model: nn.Module) -> list[list[str]]:
 
 def clone(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
+
+
+def shrink_without(model, empty) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The masked model and its pruned form, when all units of some gates of layer 1 are gone."""
+    for name in empty:
+        gate = pruning_state(model).gates(1)[name]
+        gate.set_keep(torch.zeros(gate.units, dtype=torch.bool))
+    masked = clone(model)
+    shrink(model)
+    return masked, model

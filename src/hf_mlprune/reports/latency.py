@@ -6,10 +6,10 @@ import platform
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..editing import restored
-from ..encoders import Encoder, random_batch, stock_encoder
+from ..encoders import Encoder, random_batch, stock_encoder, tokens_of
 from ..timing import interleave
 
 
@@ -68,17 +68,15 @@ def measure_latency(
     # As most served batches of one length are called.
     inputs.pop("attention_mask", None)
 
-    def call(network: nn.Module) -> Tensor:
-        states: Tensor = network(**inputs)[0]
+    def call(network: nn.Module) -> None:
+        network(**inputs)
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
-        return states
 
     try:
         dense = stock_encoder(encoder).to(module.device, module.dtype).eval()
         with restored(module), torch.inference_mode():
             module.eval()
-            tokens = call(module).shape[1]
             timing = interleave(
                 [lambda: call(dense), lambda: call(module)], rounds=rounds, budget_seconds=budget_seconds
             )
@@ -87,7 +85,7 @@ def measure_latency(
     return Latency(
         encoder=encoder.path,
         batch=batch,
-        length=tokens,
+        length=tokens_of(encoder) or inputs["input_ids"].shape[-1],
         threads=torch.get_num_threads(),
         device=device_name(module.device),
         dense_seconds=timing.seconds[0],
