@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from .budgets.weights import block_weights
 from .gates import Gate, GateOf
-from .modeling.block_sparse import scatter_rows
-from .modeling.standins import ScatteredLinear
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class MaskedLinear(nn.Linear):
     @classmethod
     def cast(cls, linear: nn.Linear, masks: Masks) -> None:
         """Turn a linear into a masked one, keeping its identity and its parameters'."""
-        linear.__class__ = MaskedScatteredLinear if isinstance(linear, ScatteredLinear) else cls
+        linear.__class__ = cls
         assert isinstance(linear, cls)
         linear.masks = masks
 
@@ -110,14 +108,3 @@ class MaskedLinear(nn.Linear):
         if blocks is not None:
             weight = weight * blocks
         return functional.linear(x, weight, bias)
-
-
-class MaskedScatteredLinear(MaskedLinear):
-    """A masked :class:`~.modeling.standins.ScatteredLinear`, of a model that was pruned before."""
-
-    row_indices: Tensor
-    size: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., size)``."""
-        return scatter_rows(super().forward(x), self.row_indices, self.size)

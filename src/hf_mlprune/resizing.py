@@ -12,7 +12,7 @@ from .encoders import Encoder
 from .masked import MaskedLinear
 from .modeling.block_sparse import BlockSparseLinear, BlockSparseMatrix
 from .modeling.layout import DenseLayer
-from .modeling.pruned import build_linear, fuse_activation, set_follower, set_heads
+from .modeling.pruned import build_linear, set_surroundings
 from .modeling.standins import EmptyLinear
 from .modeling.structure import LayerStructure, Structure, grid_shape
 from .state import STATE_NAME, PruningState
@@ -24,9 +24,7 @@ def replace(encoder: Encoder, linears: Sequence[Mapping[str, nn.Module]], struct
     for layer, kept, new in zip(encoder.layers, structure.layers, linears, strict=True):
         for name, linear in new.items():
             layer.module.set_submodule(encoder.dense.layout.matrices[name].path, linear)
-            set_follower(layer.module, name, kept, encoder.dense)
-        set_heads(layer.module, kept, encoder.dense)
-        fuse_activation(layer.module, encoder.dense.layout)
+        set_surroundings(layer.module, kept, encoder.dense)
 
 
 def plan(encoder: Encoder) -> tuple[list[dict[str, nn.Module]], Structure]:

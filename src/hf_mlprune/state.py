@@ -15,8 +15,7 @@ from .gates import Gate, GateOf
 from .masked import MaskedLinear, Masks
 from .modeling.block_sparse import BlockSparseLinear
 from .modeling.layout import HIDDEN, SCORING, DenseLayer
-from .modeling.pruned import build_linear, separate_activation, set_follower
-from .modeling.standins import ScatteredLinear
+from .modeling.pruned import build_linear, separate_activation, set_scatter
 from .modeling.structure import LayerStructure, grid_shape
 
 STATE_NAME = "pruning"
@@ -186,7 +185,7 @@ def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_ke
     for index in state.included():
         gates = state.gates(index)
         for name, linear in encoder.layers[index].linears.items():
-            if type(linear) not in (nn.Linear, ScatteredLinear):
+            if type(linear) is not nn.Linear:
                 raise TypeError(f"layer {index}, {name}: expected nn.Linear, got {type(linear).__name__}")
             assert isinstance(linear, nn.Linear)
             casts.append((linear, _masks_of(name, gates, encoder.dense, config, mask_queries_and_keys)))
@@ -223,5 +222,5 @@ def restore_dense_blocks(encoder: Encoder) -> None:
                     if linear.bias is not None:
                         plain.bias.copy_(linear.bias)
                 layer.module.set_submodule(encoder.dense.layout.matrices[name].path, plain)
-                set_follower(layer.module, name, layer.structure, encoder.dense)
+                set_scatter(layer.module, name, layer.structure, encoder.dense)
                 layer.linears[name] = plain

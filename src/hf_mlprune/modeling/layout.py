@@ -67,7 +67,8 @@ class Layout:
         matrices: the prunable linears of a layer by name, in the order of the forward pass.
         activation: path of what is applied to FC1, from a layer; ``None`` for a function of the forward pass.
         followers: group of :data:`RESIDUAL` -> path of the module right behind its matrix, from a layer. Kept
-            rows are written to their places there; without one, by the linear itself.
+            rows are written to their places there; without one, behind the module that holds the linear and
+            that puts out, alone or first, what the linear gave it, dropped out at most.
         head_counts: attribute of the attention -> what it holds: ``"heads"``, their number, or ``"width"``,
             of all of them together.
         select_heads: is told which heads an attention keeps, for families in which it reads something that

@@ -12,14 +12,14 @@ from transformers import initialization as init
 from transformers.activations import GELUActivation
 
 from .block_sparse import BlockSparseLinear, row_places
-from .layout import DenseLayer, Layout
-from .standins import EmptyLinear, FusedActivation, NoHeads, RowScatter, ScatteredLinear, Selection
+from .layout import RESIDUAL, DenseLayer, Layout
+from .standins import EmptyLinear, FusedActivation, NoHeads, OutputScatter, RowScatter, Selection
 from .structure import LayerStructure, Structure
 
 #: Buffer of an encoder, uint8 (16,).
 FINGERPRINT = "structure_fingerprint"
 #: Modules whose buffer `row_indices` follows from the structure.
-SCATTERS = (BlockSparseLinear, EmptyLinear, RowScatter, ScatteredLinear, Selection)
+SCATTERS = (BlockSparseLinear, RowScatter, Selection)
 
 
 def apply_structure(layers: Iterable[nn.Module], structure: Structure, dense: DenseLayer) -> None:
@@ -34,28 +34,40 @@ def apply_structure(layers: Iterable[nn.Module], structure: Structure, dense: De
             assert isinstance(old, nn.Linear)
             if kept.shape(name, dense) != (old.out_features, old.in_features) or name in kept.blocks:
                 layer.set_submodule(matrix.path, build_linear(old, name, kept, dense, structure.block_shape))
-                set_follower(layer, name, kept, dense)
-        set_heads(layer, kept, dense)
-        fuse_activation(layer, dense.layout)
+        set_surroundings(layer, kept, dense)
 
 
-def set_follower(layer: nn.Module, name: str, kept: LayerStructure, dense: DenseLayer) -> None:
-    """Have the module behind a linear, if its layout has one, take what that linear gives now."""
+def set_surroundings(layer: nn.Module, kept: LayerStructure, dense: DenseLayer) -> None:
+    """Have what is around the linears of a layer fit them."""
+    set_heads(layer, kept, dense)
+    for name in dense.layout.matrices:
+        set_scatter(layer, name, kept, dense)
+    fuse_activation(layer, dense.layout)
+
+
+def set_scatter(layer: nn.Module, name: str, kept: LayerStructure, dense: DenseLayer) -> None:
+    """Have the rows of a linear of O or FC2 written to their places behind it, if that is needed now."""
     matrix = dense.layout.matrices[name]
-    path = dense.layout.followers.get(matrix.rows)
-    if path is None:
+    if matrix.rows not in RESIDUAL:
         return
-    old, linear = layer.get_submodule(path), layer.get_submodule(matrix.path)
-    plain = old.module if isinstance(old, RowScatter) else old
-    rows = kept.scatter(matrix.rows, dense)
+    linear, rows = layer.get_submodule(matrix.path), kept.scatter(matrix.rows, dense)
     # Blocks are written to their places by the layer itself, in one go.
-    if rows is not None and not isinstance(linear, BlockSparseLinear):
-        weight = linear.weight
-        assert isinstance(weight, Tensor)
-        new = RowScatter(plain, rows, dense.sizes.hidden_size).to(weight.device)
-        new.training = plain.training
-        plain = new
-    layer.set_submodule(path, plain)
+    if isinstance(linear, BlockSparseLinear):
+        rows = None
+    weight, size = linear.weight, dense.sizes.hidden_size
+    assert isinstance(weight, Tensor)
+    path = dense.layout.followers.get(matrix.rows)
+    if path is not None:
+        old = layer.get_submodule(path)
+        new = old.module if isinstance(old, RowScatter) else old
+        if rows is not None:
+            new = RowScatter(new, rows, size).to(weight.device).train(new.training)
+        layer.set_submodule(path, new)
+        return
+    holder = layer.get_submodule(matrix.path.rpartition(".")[0])
+    OutputScatter.leave(holder)
+    if rows is not None:
+        OutputScatter(rows, size).to(weight.device).train(holder.training).enter(holder)
 
 
 def set_heads(layer: nn.Module, kept: LayerStructure, dense: DenseLayer) -> None:
@@ -122,17 +134,14 @@ def build_linear(
     rows, columns = kept.shape(name, dense)
     group, hidden = dense.layout.matrices[name].rows, dense.sizes.hidden_size
     bias = old.bias is not None
-    # Where no module stands behind the linear, it writes its rows to their places itself.
     scatter = kept.scatter(group, dense)
-    own_scatter = None if group in dense.layout.followers else scatter
     new: nn.Module
     if kept.is_empty(name, dense):
         if group == "fc1":
             # FC2 has no columns then, and reads nothing.
             parts = len(dense.parts(name))
             return nn.Identity() if parts == 1 else EmptyLinear(rows, columns, parts, bias=False)
-        size = hidden if own_scatter is not None or not rows else rows
-        new = EmptyLinear(rows, columns, size, bias=bias and rows > 0, scatter=own_scatter)
+        new = EmptyLinear(rows, columns, rows or hidden, bias=bias and rows > 0)
     elif name in kept.blocks:
         assert block_shape is not None
         new = BlockSparseLinear(
@@ -144,8 +153,6 @@ def build_linear(
             scatter=scatter,
             scatter_size=hidden if scatter is not None else None,
         )
-    elif own_scatter is not None:
-        new = ScatteredLinear(columns, own_scatter, hidden, bias=bias)
     else:
         new = nn.Linear(columns, rows, bias=bias)
     weight = old.weight

@@ -54,66 +54,28 @@ class EmptyLinear(nn.Module):
         columns: columns of it; one of the two is 0.
         size: output features: ``rows``, or more of them if there are none to write.
         bias: whether there is a bias, ``(rows,)``.
-        scatter: if given, the place of each row among the output features.
     """
 
     weight: Tensor
     bias: nn.Parameter | None
-    row_indices: Tensor
 
-    def __init__(
-        self, rows: int, columns: int, size: int, *, bias: bool, scatter: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, rows: int, columns: int, size: int, *, bias: bool) -> None:
         super().__init__()
         self.size = size
-        self.rows = scatter
         # Without elements. A stock class that is pointed at the checkpoint meets another size here; without
         # this key it would give the layer new weights and go on.
         self.register_buffer("weight", torch.empty(rows, columns))
         self.register_parameter("bias", nn.Parameter(torch.zeros(rows)) if bias else None)
-        places = None if scatter is None else row_places(scatter)
-        self.register_buffer("row_indices", places, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., any)`` to ``(..., size)``."""
         if self.bias is None:
             return x.new_zeros(*x.shape[:-1], self.size)
-        bias = self.bias if self.rows is None else scatter_rows(self.bias, self.row_indices, self.size)
-        return bias.expand(*x.shape[:-1], self.size)
+        return self.bias.expand(*x.shape[:-1], self.size)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
         return f"size={self.size}, bias={self.bias is not None}"
-
-
-class ScatteredLinear(nn.Linear):
-    """A linear that writes its rows to their places among zeros.
-
-    For layers without a module behind the linear that could do it (see :class:`RowScatter`).
-
-    Args:
-        in_features: columns.
-        rows: place of each row of the weight, increasing.
-        size: features of the output.
-        bias: whether there is a bias, ``(rows,)``.
-    """
-
-    row_indices: Tensor
-
-    def __init__(self, in_features: int, rows: tuple[int, ...], size: int, *, bias: bool) -> None:
-        super().__init__(in_features, len(rows), bias=bias)
-        self.rows = rows
-        self.size = size
-        # In no checkpoint: the structure in config.json says it.
-        self.register_buffer("row_indices", row_places(rows), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., size)``."""
-        return scatter_rows(super().forward(x), self.row_indices, self.size)
-
-    def extra_repr(self) -> str:
-        """Sizes, for ``print(model)``."""
-        return f"{super().extra_repr()}, size={self.size}"
 
 
 class RowScatter(nn.Module):
@@ -154,6 +116,45 @@ class RowScatter(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
         return f"rows={len(self.rows)}, size={self.size}"
+
+
+class OutputScatter(RowScatter):
+    """Writes kept features to their places in what another module puts out, or in the first part of that.
+
+    For linears without a module of their own behind them (see :class:`RowScatter`): it stands in the module
+    that holds the linear, and is called by a hook of it.
+
+    Args:
+        rows: place of each kept feature, increasing.
+        size: features of the output.
+    """
+
+    #: Name in the module that holds the linear.
+    NAME = "output_scatter"
+
+    def __init__(self, rows: tuple[int, ...], size: int) -> None:
+        super().__init__(nn.Identity(), rows, size)
+
+    def enter(self, holder: nn.Module) -> None:
+        """Take the place behind a module."""
+        holder.add_module(self.NAME, self)
+        # Kept also because a pickled hook keeps its number, which another process gives to a hook of its own
+        # unless a handle says that it is taken.
+        self.handle = holder.register_forward_hook(scatter_output)
+
+    @classmethod
+    def leave(cls, holder: nn.Module) -> None:
+        """Undo :meth:`enter`, if one is there."""
+        old = dict(holder.named_children()).get(cls.NAME)
+        if isinstance(old, cls):
+            old.handle.remove()
+            delattr(holder, cls.NAME)
+
+
+def scatter_output(holder: nn.Module, inputs: object, output: Any) -> Any:
+    """The forward hook of a module that holds an :class:`OutputScatter`."""
+    scatter = holder.get_submodule(OutputScatter.NAME)
+    return (scatter(output[0]), *output[1:]) if isinstance(output, tuple) else scatter(output)
 
 
 class Selection(nn.Module):
