@@ -151,6 +151,30 @@ def keep_present_names(model: nn.Module) -> None:
             module._weight_conversions = []
 
 
+def quantized_weights(model: nn.Module, stored: Collection[str], prefix: str) -> set[str]:
+    """Names of the weights that a quantizer stored in a form of its own, whose sizes are its business.
+
+    Of linears and embeddings, that is: other modules no quantizer takes. What it stored of one stands under
+    names within that module which the model itself does not have.
+
+    Args:
+        model: of the checkpoint's config, not quantized.
+        stored: names in the weight files, under the names that transformers gives their tensors.
+        prefix: name of the encoder within a model with a head; stored names may have it or not.
+    """
+    own = {name.removeprefix(f"{prefix}.") for name in model.state_dict()}
+    places = set()
+    for name in {name.removeprefix(f"{prefix}.") for name in stored} - own:
+        while name:
+            name = name.rpartition(".")[0]
+            places.add(name)
+    return {
+        f"{path}.weight"
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, (nn.Linear, nn.Embedding)) and path.removeprefix(f"{prefix}.") in places
+    }
+
+
 def check_stored(
     stored: Mapping[str, StoredTensor],
     expected: Mapping[str, Tensor],

@@ -22,6 +22,7 @@ from .checkpoint import (
     check_stored,
     check_whole,
     keep_present_names,
+    quantized_weights,
     stored_tensors,
     write_checkpoint,
     write_text,
@@ -138,6 +139,9 @@ def check_files(
     optional = {name for group in _tied(model) if any(name in stored for name in group) for name in group}
     optional |= {name for name in tensors if name.startswith(POOLER) and name not in stored}
     optional |= {name for name in tensors if not_stored is not None and not_stored in name}
+    if getattr(config, "quantization_config", None) is not None:
+        for name in quantized_weights(model, stored, model_class.base_model_prefix):
+            del tensors[name]
     check_stored(
         stored,
         {name: tensor for name, tensor in tensors.items() if name not in optional or name in stored},
