@@ -37,26 +37,13 @@ from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, Pruned
 from hf_mlprune.modeling.structure import fingerprint
 from support.models import LABELS, assert_same_outputs, make_batch, make_model, prune
 from support.processes import run_without_package
+from support.tokens import write_tokenizer
 from support.training import make_trainer
 
 MODELING = Path(hf_mlprune.__file__).parent / "modeling"
 FAMILY_FILES = {f"{family.config.__module__.rpartition('.')[2]}.py" for family in FAMILIES}
 SHARED = {path.name for path in MODELING.glob("*.py")} - {"__init__.py"} - FAMILY_FILES
 CODE = SHARED | {"bert.py"}
-
-
-def write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(40))]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
 
 
 @pytest.fixture

@@ -192,10 +192,10 @@ def clone(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def shrink_without(model, empty) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The masked model and its pruned form, when all units of some gates of layer 1 are gone."""
+def shrink_without(model, empty, layer: int = 1) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The masked model and its pruned form, when all units of some gates of a layer are gone."""
     for name in empty:
-        gate = pruning_state(model).gates(1)[name]
+        gate = pruning_state(model).gates(layer)[name]
         gate.set_keep(torch.zeros(gate.units, dtype=torch.bool))
     masked = clone(model)
     shrink(model)
