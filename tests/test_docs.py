@@ -42,15 +42,23 @@ def test_python_examples_parse_and_import_what_there_is(page):
                 assert {keyword.arg for keyword in node.keywords} <= known
 
 
-def test_the_features_page_names_tests_that_there_are():
-    page = (ROOT / "docs" / "trainer-features.md").read_text(encoding="utf-8")
-    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+def rows_of_tables(page):
+    """Lines of all tables of a page, without headers."""
+    lines = page.splitlines()
+    heads = {i for i, line in enumerate(lines) if line.startswith("|---")}
+    heads |= {i - 1 for i in heads}
+    return [line for i, line in enumerate(lines) if line.startswith("|") and i not in heads]
+
+
+@pytest.mark.parametrize(("name", "least"), [("trainer-features.md", 25), ("serving.md", 10)])
+def test_pages_of_features_name_tests_that_there_are(name, least):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
-    assert len(rows) > 25
+    rows = rows_of_tables(page)
+    assert len(rows) > least
     for row in rows:
-        named = re.findall(r"`(test_\w+)`", row)
-        assert named, row
-        assert [name for name in named if f"def {name}(" not in written] == []
+        assert re.findall(r"`(test_\w+)`", row), row
+    assert [name for name in re.findall(r"`(test_\w+)`", page) if f"def {name}(" not in written] == []
 
 
 def test_every_formula_stands_where_the_method_page_says():

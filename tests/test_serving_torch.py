@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import warnings
 
 import peft
@@ -19,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, QuantoConfig, Torch
 
 from hf_mlprune import PruningConfig
 from hf_mlprune.config import LEVELS
+from hf_mlprune.kernels.operation import WHY_NOT
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.prunable import CLASSES, CONFIGS
 from support.models import (
@@ -231,6 +235,7 @@ def short(batch):
     return {name: tensor[:2, :7].contiguous() for name, tensor in batch.items()}
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
 COMPILED = [
     ("rows", {}),
     *((kind, {"mode": "reduce-overhead", "fullgraph": True, "dynamic": True}) for kind in KINDS),
@@ -238,6 +243,7 @@ COMPILED = [
 
 
 # Of torch's own making.
+@needs_compiler
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(("kind", "settings"), COMPILED)
 def test_torch_compile(kind, settings):
@@ -264,6 +270,31 @@ def test_torch_export_saved_and_loaded(case, tmp_path):
             torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
 
 
+LOADED = """
+import sys, torch
+if sys.argv[2] == "with":
+    import hf_mlprune
+program = torch.export.load(sys.argv[1]).module()
+print(program(input_ids=torch.ones(2, 7).long(), attention_mask=torch.ones(2, 7).long()).logits.shape)
+"""
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_a_program_of_blocks_needs_the_package_where_it_is_loaded(tmp_path):
+    torch.export.save(
+        exported(make_pruned("blocks", layers=1), inputs_of(make_batch())), tmp_path / "model.pt2"
+    )
+    done = {
+        package: subprocess.run(
+            [sys.executable, "-c", LOADED, tmp_path / "model.pt2", package], capture_output=True, check=False
+        )
+        for package in ("with", "without")
+    }
+    assert done["with"].returncode == 0, done["with"].stderr[-2000:]
+    assert done["without"].returncode
+    assert b"hf_mlprune" in done["without"].stderr
+
+
 class AllKinds(nn.Module):
     """A model of each kind: one package takes the compiler no longer than four."""
 
@@ -276,6 +307,7 @@ class AllKinds(nn.Module):
 
 
 # Of torch's own making.
+@needs_compiler
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:.*LeafSpec:FutureWarning")
 def test_aot_inductor_packages(tmp_path):
     models, batch = AllKinds().eval(), inputs_of(make_batch())

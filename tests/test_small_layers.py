@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import peft
@@ -25,7 +27,7 @@ from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.modeling.pruned import FINGERPRINT
-from hf_mlprune.modeling.standins import RowScatter
+from hf_mlprune.modeling.standins import RowScatter, scatter_output
 from hf_mlprune.state import pruning_state
 from support.models import assert_same_outputs, clone, make_batch, make_model, outputs, prune, shrink_without
 
@@ -140,6 +142,29 @@ def test_the_dropout_behind_a_row_scatter_still_drops():
     scatter.p = 0.0
     assert torch.equal(scatter(x)[..., places], x)
     assert float(scatter.eval()(x).sum()) == x.numel()
+
+
+UNPICKLED = """
+import sys, torch
+model = torch.load(sys.argv[1], weights_only=False)
+holder = model.vit.layers[0].mlp
+for _ in range(50):
+    holder.register_forward_hook(lambda *given: None)
+torch.save(model(pixel_values=torch.ones(1, 3, 16, 16)).logits.detach(), sys.argv[2])
+"""
+
+
+def test_rows_are_scattered_in_a_process_that_has_hooks_of_its_own(tmp_path):
+    model = make_model(family="vit")
+    prune(model, PruningConfig.create(0.9, levels=("rows",), row_sites=("fc2",)))
+    shrink(model.eval())
+    assert list(model.vit.layers[0].mlp._forward_hooks.values()) == [scatter_output]
+    torch.save(model, tmp_path / "model.pt")
+    subprocess.run(
+        [sys.executable, "-c", UNPICKLED, tmp_path / "model.pt", tmp_path / "out.pt"], check=True, timeout=120
+    )
+    expected = outputs(model, {"pixel_values": torch.ones(1, 3, 16, 16)})["logits"]
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected)
 
 
 @pytest.mark.parametrize("empty", [(), *EMPTY])
