@@ -96,13 +96,13 @@ def test_a_shrink_that_is_wrong_only_after_its_last_edit_is_noticed_and_undone(m
 
     model = ready()
     before = snapshot(model)
-    real = resizing.fuse_activation
+    real = resizing.set_surroundings
 
-    def wrong(layer, layout):
-        real(layer, layout)
-        layer.get_submodule(layout.matrices["fc2"].path).get_parameter("bias").data[0] += 1.0
+    def wrong(layer, kept, dense):
+        real(layer, kept, dense)
+        layer.get_submodule(dense.layout.matrices["fc2"].path).get_parameter("bias").data[0] += 1.0
 
-    monkeypatch.setattr(resizing, "fuse_activation", wrong)
+    monkeypatch.setattr(resizing, "set_surroundings", wrong)
     with pytest.raises(ShrinkError, match="nothing was removed"):
         shrink(model)
     assert_unchanged(before, model)
