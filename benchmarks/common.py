@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from hf_mlprune.files import write_json
-from hf_mlprune.reports.latency import device_name
+from hf_mlprune.reports.latency import instruction_set, processor_name
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -20,8 +20,8 @@ RESULTS = Path(__file__).with_name("results")
 def machine() -> dict[str, Any]:
     """Processor, cores and versions that figures were measured with."""
     return {
-        "processor": _processor(),
-        "instruction_set": device_name(torch.device("cpu")),
+        "processor": processor_name() or platform.machine(),
+        "instruction_set": instruction_set(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
@@ -43,12 +43,3 @@ def write_result(figures: dict[str, Any], name: str = "") -> Path:
     path = RESULTS / f"{name or Path(sys.argv[0]).stem}.json"
     write_json(path, {"command": command(), "machine": machine(), **figures})
     return path
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,10 +43,14 @@ REPORT_FILE = "pruning_report.json"
 
 #: Stands in the model cards that we write, so that a later save may replace them and no other.
 CARD_MARK = "<!-- written by hf-mlprune -->"
+#: Stands in a card for the name of its repository, until it is pushed to one.
+CARD_PLACE = "this-repository"
 #: What `save_pretrained(push_to_hub=True)` hands on.
 _PUSH_ARGUMENTS = ("repo_id", "commit_message", "create_pr", "private", "token", "revision")
 #: Stands in the card that transformers makes for a repository without one.
 _GENERATED_CARD = "This model card has been automatically generated"
+#: Stands in the card that Trainer makes; it asks whoever completes the card to take it out.
+_TRAINER_CARD = "<!-- This model card has been generated automatically according to the information the"
 
 
 def encoder_layers(encoder: nn.Module, layout: Layout) -> list[nn.Module]:
@@ -95,6 +100,29 @@ def is_encoder_weight(model: PreTrainedModel, key: str) -> bool:
     if model.base_model is not model and not key.startswith(inside):
         return False
     return not key.removeprefix(inside).startswith(POOLER)
+
+
+def pushed_card(theirs: str, ours: str) -> str:
+    """The card of a repository that has one already.
+
+    Ours takes the place of cards that nobody wrote, and stands below the metadata and text of Trainer's
+    draft. What somebody wrote stays.
+
+    Args:
+        theirs: of the repository, or what transformers made for one without.
+        ours: of the model.
+    """
+    before, mark, _ = theirs.partition(CARD_MARK)
+    if _TRAINER_CARD in before:
+        return f"{before.rstrip()}\n\n{ours[ours.find(CARD_MARK) :]}"
+    if not mark and _GENERATED_CARD not in theirs:
+        return theirs
+    # Tags that are given to `push_to_hub` are in theirs by now.
+    tags, own = (re.search(r"^tags:\n((?:- .*\n)+)", text, re.MULTILINE) for text in (theirs, ours))
+    if not tags or not own:
+        return ours
+    added = [line for line in tags[1].splitlines(True) if line not in own[1].splitlines(True)]
+    return ours[: own.end()] + "".join(added) + ours[own.end() :]
 
 
 def check_files(
@@ -282,9 +310,12 @@ class PrunedMixin(PreTrainedModel):
         if self.pruning_card is not None:
             write_text(folder / "README.md", self.pruning_card)
 
-    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, which put a card of its own over ours where the repository had none."""
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers, which put the repository's card, or one of its own, over ours."""
         card = Path(working_dir) / "README.md"
-        if self.pruning_card is not None and _GENERATED_CARD in card.read_text(encoding="utf-8"):
-            write_text(card, self.pruning_card)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
+        if self.pruning_card is not None:
+            ours = self.pruning_card.replace(f'"{CARD_PLACE}"', f'"{repo_id}"')
+            write_text(card, pushed_card(card.read_text(encoding="utf-8"), ours))
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

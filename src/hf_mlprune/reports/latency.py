@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -99,4 +100,21 @@ def device_name(device: torch.device) -> str:
     """What the processor or GPU calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return torch.backends.cpu.get_cpu_capability() + " " + platform.machine()
+    name = processor_name()
+    return f"{name} ({instruction_set()})" if name else instruction_set()
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself; empty if it does not say.
+
+    Args:
+        cpuinfo: where Linux says it.
+    """
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return " ".join((names[0] if names else platform.processor()).split())
+
+
+def instruction_set() -> str:
+    """Of the processor, as torch uses it."""
+    return f"{torch.backends.cpu.get_cpu_capability()} {platform.machine()}"

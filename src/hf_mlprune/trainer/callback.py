@@ -19,8 +19,7 @@ from transformers.trainer_callback import ExportableState
 from ..config import PruningConfig
 from ..files import write_json
 from ..loop import advance, collect, figures, is_running, start
-from ..modeling.checkpoint import write_text
-from ..modeling.pretrained import REPORT_FILE, PrunedMixin
+from ..modeling.pretrained import REPORT_FILE
 from ..reports.report import print_end, report
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states
@@ -34,14 +33,10 @@ from .session import (
     Session,
     has_no_labels,
     measure,
-    note,
     open_session,
     rescue,
     use_evaluation_weights,
 )
-
-#: Our card in a repository that `Trainer.push_to_hub` writes its own README.md for.
-PUSHED_CARD = "PRUNING.md"
 
 
 class PruningCallback(TrainerCallback, ExportableState):
@@ -155,6 +150,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         start(model, state.max_steps, state.global_step)
         session.close()  # of a run that failed
+        session.publisher.begin(train_dataloader)
         resumed = stored["attributes"] if state.global_step else {}
         session.begin(
             args,
@@ -254,12 +250,19 @@ class PruningCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         *,
         model: nn.Module,
+        metrics: dict[str, Any],
+        eval_dataloader: Any,
         **kwargs: Any,
     ) -> None:
-        """As :meth:`on_step_begin`, for evaluations with no step between them; rehearse with their inputs."""
+        """As :meth:`on_step_begin`, for evaluations with no step between them; rehearse with their inputs.
+
+        What was measured goes into the card.
+        """
         if is_running(model):
             self._at_work().rehearse()
             self.on_step_begin(args, state, control, model=model)
+        if self._session is not None and self._session.model is model:
+            self._session.publisher.evaluated(model, args, state, metrics=metrics, dataloader=eval_dataloader)
 
     def on_train_end(
         self,
@@ -297,7 +300,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             done = shrink(model, list(session.calls.values()))
             rows = measure(model, session, encoders=settings.encoder)
             found = report(model, shrunk=done, latency=rows, settings=settings)
-            note(model, found)
+            session.publisher.finish(model, found, args, state)
             if state.is_world_process_zero:
                 write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
                 print_end(found, settings)
@@ -317,9 +320,9 @@ class PruningCallback(TrainerCallback, ExportableState):
         model: nn.Module,
         **kwargs: Any,
     ) -> None:
-        """Put our card beside the one that Trainer is about to write over ours."""
-        if isinstance(model, PrunedMixin) and model.pruning_card and state.is_world_process_zero:
-            write_text(Path(args.output_dir) / PUSHED_CARD, model.pruning_card)
+        """Leave our card beside the one that Trainer is about to write over it."""
+        if self._session is not None and self._session.model is model:
+            self._session.publisher.push(model, args, state)
 
     def _prepare(self, model: nn.Module) -> Session:
         """The session of this callback for a model; at first the teacher is checked and masks attached."""

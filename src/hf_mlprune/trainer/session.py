@@ -26,13 +26,13 @@ from ..editing import edited
 from ..encoders import inspect_encoders
 from ..families import head_of
 from ..files import write_folder
-from ..modeling.pretrained import PrunedMixin
-from ..reports.card import model_card
+from ..reports.card import CardFacts
 from ..reports.latency import Latency, measure_latency
-from ..reports.report import Report, report
+from ..reports.report import report
 from ..run import check_reachable
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states
+from .publishing import Publisher, note
 from .resuming import STEP1_TEACHER, find_step1_teacher
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Session:
         teacher_fingerprint: which teacher that is.
         distiller: hooks of the distillation, if there is a teacher.
         calls: the last call of the model, by whether it was training.
+        publisher: what its card says.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Session:
     teacher_fingerprint: str | None
     distiller: Distiller | None = None
     calls: dict[bool, Call] = field(default_factory=dict)
+    publisher: Publisher = field(default_factory=Publisher)
     _rehearsed: set[bool] = field(default_factory=set)
     _handle: RemovableHandle | None = None
 
@@ -123,7 +125,7 @@ class Session:
 
         def inspect_export(done: ShrinkReport) -> None:
             found = report(self.model, shrunk=done, settings=settings)
-            note(self.model, found)
+            note(self.model, found, CardFacts())
             json.dumps(found.to_dict())
             if training:
                 measure(
@@ -199,21 +201,6 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
             for state in attach(model, config):
                 check_reachable(state)
     return Session(model, loaded, None if loaded is None else fingerprint(loaded.model))
-
-
-def note(model: nn.Module, found: Report) -> None:
-    """Hand a pruned model its report, card and tags, which it is saved and pushed with.
-
-    A stock model inside a module of the script's own gets the report alone.
-    """
-    for module in model.modules():
-        if isinstance(module, PrunedMixin):
-            module.pruning_report = found.to_dict()
-    head = head_of(model)
-    if head is not None:
-        assert isinstance(model, PrunedMixin)
-        model.pruning_card = model_card(found, head.auto)
-        model.add_model_tags(["pruning", "hf-mlprune"])
 
 
 def measure(
