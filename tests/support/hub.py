@@ -5,13 +5,50 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from huggingface_hub import ModelCard
+
 OWNER = "me"
 COMMIT = "0" * 40
+RELATIONS = {"adapter", "finetune", "merge", "quantized"}
+#: Those of the hub that heads of ours can have.
+TASKS = {
+    "feature-extraction", "fill-mask", "image-classification", "image-feature-extraction", "multiple-choice",
+    "question-answering", "text-classification", "token-classification",
+}  # fmt: skip
+
+
+def card_errors(content: str) -> list[str]:
+    """What is wrong with the front matter of a card, by the rules of the hub that are documented."""
+    data = ModelCard(content).data.to_dict()
+    errors = []
+    if isinstance(data.get("base_model"), str) and not re.fullmatch(
+        r"[\w.-]+(/[\w.-]+)?", data["base_model"]
+    ):
+        errors.append(f"base_model: not a name on the hub: {data['base_model']}")
+    if data.get("base_model_relation", "finetune") not in RELATIONS:
+        errors.append(f"base_model_relation: not one of {sorted(RELATIONS)}")
+    if data.get("pipeline_tag", "fill-mask") not in TASKS:
+        errors.append(f"pipeline_tag: not a task: {data['pipeline_tag']}")
+    for name in ("tags", "datasets", "metrics"):
+        if not all(isinstance(value, str) for value in data.get(name, [])):
+            errors.append(f"{name}: not a list of texts")
+    for model in data.get("model-index", []):
+        for result in model["results"]:
+            named = [result["task"], result["dataset"], *result["metrics"]]
+            if (
+                not all(isinstance(part.get("type"), str) for part in named)
+                or "name" not in result["dataset"]
+            ):
+                errors.append(f"model-index: a type or a name is missing in {result}")
+            if not all(isinstance(metric["value"], (int, float)) for metric in result["metrics"]):
+                errors.append(f"model-index: a value is not a number in {result}")
+    return errors
 
 
 class Hub:
@@ -19,10 +56,14 @@ class Hub:
 
     Attributes:
         repositories: name -> path -> content.
+        history: name and files after each commit, the first one first.
+        validated: cards that were validated.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.history: list[tuple[str, dict[str, bytes]]] = []
+        self.validated: list[str] = []
         self.objects: dict[str, bytes] = {}
         hub = self
 
@@ -123,7 +164,10 @@ class _Handler(BaseHTTPRequestHandler):
             status = 409 if exists else 200
             self._answer({"url": f"{self.store.url}/{name}", "name": name, "id": name}, status)
         elif parts == ["api", "validate-yaml"]:
-            self._answer({"errors": [], "warnings": []})
+            content = json.loads(body)["content"]
+            self.store.validated.append(content)
+            errors = [{"message": error} for error in card_errors(content)]
+            self._answer({"errors": errors, "warnings": []}, 400 if errors else 200)
         elif "preupload" in parts:
             asked = json.loads(body)["files"]
             large = (".safetensors", ".bin", ".pt", ".pth")
@@ -150,6 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = self.store.objects[value["oid"]]
                 elif entry["key"] == "deletedFile":
                     files.pop(value["path"], None)
+            self.store.history.append(("/".join(parts[2:4]), dict(files)))
             url = f"{self.store.url}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
             self._answer({"success": True, "commitUrl": url, "commitOid": COMMIT, "hookOutput": ""})
         else:
