@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from hf_mlprune.files import write_json
-from hf_mlprune.reports.latency import instruction_set, processor_name
+from hf_mlprune.reports.latency import cpu_capability, processor_name
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -21,7 +21,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores and versions that figures were measured with."""
     return {
         "processor": processor_name() or platform.machine(),
-        "instruction_set": instruction_set(),
+        "instruction_set": cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),

@@ -101,7 +101,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = processor_name()
-    return f"{name} ({instruction_set()})" if name else instruction_set()
+    return f"{name} ({cpu_capability()})" if name else cpu_capability()
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -115,6 +115,6 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return " ".join((names[0] if names else platform.processor()).split())
 
 
-def instruction_set() -> str:
+def cpu_capability() -> str:
     """Of the processor, as torch uses it."""
     return f"{torch.backends.cpu.get_cpu_capability()} {platform.machine()}"
