@@ -245,6 +245,7 @@ def test_reports_count_what_is_there(family, number):
 def sizes_of(family: str) -> list[str]:
     fields = find_family(family).config.config_fields
     own = [fields.hidden_size, fields.num_layers, fields.num_heads, fields.ffn_size]
+    own += [] if fields.head_size is None else [fields.head_size]
     read = [] if find_family(family).takes_images else ["vocab_size", "max_position_embeddings"]
     return [*own, *read, *fields.bounds]
 

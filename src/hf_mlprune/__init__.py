@@ -11,6 +11,8 @@ from . import kernels
 from .attaching import attach
 from .config import PruningConfig
 from .distillation.custom import distilled
+from .exporting.export import export
+from .exporting.report import ExportReport
 from .families import FAMILIES
 from .loop import advance, collect, start
 from .prunable import CONFIGS, PUBLIC, prunable_class
@@ -22,6 +24,7 @@ from .trainer.resuming import last_complete_checkpoint
 __version__ = "0.1.0"
 
 __all__ = [
+    "ExportReport",
     "PruningCallback",
     "PruningConfig",
     "Report",
@@ -29,6 +32,7 @@ __all__ = [
     "attach",
     "collect",
     "distilled",
+    "export",
     "kernels",
     "last_complete_checkpoint",
     "report",

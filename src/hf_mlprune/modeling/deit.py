@@ -23,6 +23,8 @@ from .structure import Structure as Structure
 
 # transformers renamed its modules within version 5.
 LAYOUT = VIT_LAYOUT if "DeiTMLP" in vars(modeling_deit) else VIT_5_0_LAYOUT
+# The present code reads it, and so can have fewer heads than its width holds.
+HEAD_SIZE = "head_dim" if LAYOUT is VIT_LAYOUT else None
 
 
 class PrunedDeiTConfig(PrunedConfigMixin, DeiTConfig):
@@ -30,7 +32,7 @@ class PrunedDeiTConfig(PrunedConfigMixin, DeiTConfig):
 
     model_type = "pruned_deit"
     layout = LAYOUT
-    config_fields = ConfigFields(bounds=IMAGE_BOUNDS)
+    config_fields = ConfigFields(head_size=HEAD_SIZE, bounds=IMAGE_BOUNDS)
 
 
 class PrunedDeiTMixin(PrunedMixin):

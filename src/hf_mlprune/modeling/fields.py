@@ -41,6 +41,8 @@ class ConfigFields:
         num_heads: H.
         ffn_size: F.
         activation: of the FFN.
+        head_size: d, which a config may give apart from D and H; ``None`` where the family's code reads no
+            such field, so that a model of fewer heads would have larger ones.
         bounds: smallest and largest value of each further size, of each side if it has several.
         numbers: further numbers from 0 to 1.
         positions_behind_padding: whether the first position is the one behind that of padding, so that a
@@ -52,6 +54,7 @@ class ConfigFields:
     num_heads: str = "num_attention_heads"
     ffn_size: str = "intermediate_size"
     activation: str = "hidden_act"
+    head_size: str | None = None
     bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()
     positions_behind_padding: bool = False
@@ -59,7 +62,9 @@ class ConfigFields:
     def sizes(self, config: Any) -> LayerSizes:
         """Sizes of one dense layer."""
         hidden, heads = getattr(config, self.hidden_size), getattr(config, self.num_heads)
-        return LayerSizes(hidden, heads, hidden // heads, getattr(config, self.ffn_size))
+        usual = hidden // heads
+        size = usual if self.head_size is None else getattr(config, self.head_size, usual)
+        return LayerSizes(hidden, heads, size, getattr(config, self.ffn_size))
 
     def most_tokens(self, config: Any) -> int:
         """Tokens of the longest sequence that a model can take."""
@@ -107,6 +112,7 @@ def _check_sizes(data: Mapping[str, Any], fields: ConfigFields) -> None:
         fields.num_layers: (1, 2**10),
         fields.num_heads: (1, 2**12),
         fields.ffn_size: (1, 2**20),
+        **({} if fields.head_size is None else {fields.head_size: (1, 2**12)}),
         **BOUNDS,
         **fields.bounds,
     }

@@ -1,0 +1,1 @@
+"""Pruned models for the engines that serve them."""

@@ -1,0 +1,213 @@
+"""What is exported: a model in evaluation mode, the inputs it takes, and examples of them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+from ..encoders import Encoder, inspect_encoder, random_batch
+from ..families import FAMILIES, head_of
+from .plain import DenseBlocks, replace_blocks
+
+Inputs = dict[str, Tensor]
+
+#: Names that hold what is to be predicted, not what a model reads.
+LABELS = ("labels", "label", "start_positions", "end_positions", "next_sentence_label")
+#: Rows and tokens per row of the batches that an export is compared on.
+SIZES = ((1, 5), (2, 24), (3, 40), (8, 17))
+
+
+class SentenceModel(nn.Module):
+    """The modules of a SentenceTransformer or SparseEncoder as one: tokens to ``sentence_embedding``.
+
+    Args:
+        modules: its modules, the first of which holds the transformers model as ``model``.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Embeddings, ``(batch, features)``."""
+        features: dict[str, Any] = dict(inputs)
+        for part in self.parts:
+            features = part(features)
+        return {"sentence_embedding": features["sentence_embedding"]}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to export.
+
+    Attributes:
+        module: what is called; in evaluation mode, float32, on the CPU, a copy of the user's.
+        model: the transformers model in it, which may be the same.
+        encoder: its encoder.
+        names: of the inputs.
+        processor: tokenizer or image processor that makes them, if it is known.
+    """
+
+    module: nn.Module
+    model: PreTrainedModel
+    encoder: Encoder
+    names: tuple[str, ...]
+    processor: Any
+
+    def batch(self, rows: int, length: int) -> Inputs:
+        """Random inputs; the middle row is padded from the middle on."""
+        made = random_batch(self.model, self.encoder, rows, length)
+        if "token_type_ids" in self.names:
+            made["token_type_ids"] = torch.zeros_like(made["input_ids"])
+        missing = [name for name in self.names if name not in made]
+        if missing:
+            raise ValueError(f"inputs: no example can be made for {missing}; it knows {list(made)}")
+        return {name: made[name] for name in self.names}
+
+    def with_model(self, model: PreTrainedModel) -> Source:
+        """The same around another transformers model of the same head."""
+        if self.module is self.model:
+            return Source(model, model, inspect_encoder(model), self.names, self.processor)
+        module = copy.deepcopy(self.module)
+        assert isinstance(module, SentenceModel)
+        module.parts[0].model = model
+        return Source(module.eval(), model, inspect_encoder(model), self.names, self.processor)
+
+    def without_blocks(self) -> Source:
+        """The same with every block-sparse layer as the dense one that it computes."""
+        module = copy.deepcopy(self.module)
+        model = module if self.module is self.model else module.parts[0].model  # type: ignore[index, union-attr]
+        replace_blocks(module, DenseBlocks)
+        return Source(module, model, self.encoder, self.names, self.processor)
+
+
+def read_source(model: Any, processor: Any, given: Iterable[str] | None = None) -> Source:
+    """Take a model, or what a folder or hub name holds, as something to export.
+
+    Args:
+        model: a transformers model of a known family, pruned or dense; a SentenceTransformer, SparseEncoder
+            or CrossEncoder; or the folder or hub name of any of them.
+        processor: tokenizer or image processor; that of the folder if left out.
+        given: names in the user's batches, of which the model then takes those it can; else those that its
+            processor makes.
+
+    Raises:
+        TypeError: it is none of these, or still has masks.
+        ValueError: the folder holds something else.
+    """
+    if isinstance(model, (str, Path)):
+        model, processor = _load(str(model), processor)
+    package = type(model).__module__.partition(".")[0]
+    if package == "sentence_transformers":
+        return _sentence_source(model, processor, given)
+    head = head_of(model) if isinstance(model, nn.Module) else None
+    if head is None:
+        raise TypeError(
+            "model: expected a transformers model of a known family "
+            f"({', '.join(family.name for family in FAMILIES)}), "
+            "a SentenceTransformer, SparseEncoder or CrossEncoder, or a folder of one, got "
+            f"{type(model).__name__}"
+        )
+    if not isinstance(model, (head.stock, head.pruned)) or getattr(model.config, "pruning", None):
+        raise TypeError(
+            f"model: expected a pruned or stock model, got {type(model).__name__}, which still has masks; "
+            "call shrink(model) first, or finish its training"
+        )
+    plain = _plain_copy(model)
+    encoder = inspect_encoder(plain)
+    return Source(plain, plain, encoder, _input_names(plain, encoder, processor, given), processor)
+
+
+def _plain_copy(model: nn.Module) -> Any:
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def _load(source: str, processor: Any) -> tuple[Any, Any]:
+    """What a folder or hub name holds, and its processor."""
+    if (Path(source) / "modules.json").is_file():
+        from sentence_transformers import SentenceTransformer, SparseEncoder
+
+        config = Path(source) / "config_sentence_transformers.json"
+        sparse = config.is_file() and '"SparseEncoder"' in config.read_text(encoding="utf-8")
+        return (SparseEncoder if sparse else SentenceTransformer)(source, device="cpu"), processor
+    config = AutoConfig.from_pretrained(source)
+    kinds = {
+        kind.__name__: kind
+        for family in FAMILIES
+        for head in family.heads
+        for kind in (head.stock, head.pruned)
+    }
+    named = config.architectures or ["none"]
+    if named[0] not in kinds:
+        raise ValueError(
+            f"{source}: expected a model of a known class in config.json's architectures, got {named[0]}; "
+            "load it yourself and pass the model"
+        )
+    model = kinds[named[0]].from_pretrained(source)
+    return model, _load_processor(source, model) if processor is None else processor
+
+
+def _load_processor(source: str, model: PreTrainedModel) -> Any:
+    """Tokenizer or image processor of a folder that has its files."""
+    loader, files = (
+        (AutoImageProcessor, ("preprocessor_config.json",))
+        if model.main_input_name == "pixel_values"
+        else (AutoTokenizer, ("tokenizer.json", "tokenizer_config.json"))
+    )
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        return None
+    return loader.from_pretrained(source)
+
+
+def _sentence_source(model: Any, processor: Any, given: Iterable[str] | None) -> Source:
+    """A model of sentence-transformers."""
+    processor = model.tokenizer if processor is None else processor
+    kind = type(model).__name__
+    if kind == "CrossEncoder":
+        return read_source(model.model, processor, given)
+    module = SentenceModel(_plain_copy(model)).eval()
+    inner = module.parts[0].model
+    if not isinstance(inner, PreTrainedModel) or head_of(inner) is None:
+        raise TypeError(
+            f"{kind}: expected a transformers model of a known family in it, got {type(inner).__name__}"
+        )
+    encoder = inspect_encoder(inner)
+    return Source(module, inner, encoder, _input_names(inner, encoder, processor, given), processor)
+
+
+def _input_names(
+    model: PreTrainedModel, encoder: Encoder, processor: Any, given: Iterable[str] | None
+) -> tuple[str, ...]:
+    """What a model is called with: what its processor makes of what it takes."""
+    if encoder.family.takes_images:
+        return ("pixel_values",)
+    types = getattr(model.config, "type_vocab_size", 0) > 1
+    wanted: Sequence[str] = ("input_ids", "attention_mask", *(("token_type_ids",) if types else ()))
+    if processor is not None:
+        wanted = processor.model_input_names
+    taken = inspect.signature(model.forward).parameters
+    names = tuple(name for name in wanted if name in taken and (given is None or name in set(given)))
+    if "input_ids" not in names:
+        raise ValueError(f"data: expected batches with {list(wanted)}, got {sorted(given or ())}")
+    return names
+
+
+def inputs_of(batch: Mapping[str, Any], names: Sequence[str]) -> Inputs:
+    """Those of a batch that a model reads, as tensors.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise ValueError(f"data: expected batches with {list(names)}, got one with {sorted(batch)}")
+    return {name: torch.as_tensor(batch[name]) for name in names}

@@ -1,0 +1,258 @@
+"""export: every kind of pruned model in every engine, int8 within a drop, refusals in words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from families import TABLE
+from hf_mlprune import PruningConfig, export, shrink
+from hf_mlprune.exporting.export import ENGINES
+from hf_mlprune.exporting.report import REPORT_FILE
+from hf_mlprune.modeling.block_sparse import BlockSparseLinear
+from hf_mlprune.state import pruning_state
+from support.models import inputs_of, labelled_head, make_batch, make_model, prune
+
+# Of torch's, onnxscript's and nncf's own making.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
+)
+
+ROWS = ("attention_output", "fc1", "fc2")
+KINDS = {
+    "rows": (("heads", "rows"), ("fc1",), ()),
+    "scatter": (("heads", "rows"), ROWS, ()),
+    "empty": (("heads", "rows"), ROWS, ("heads", "fc1", "attention_output", "fc2")),
+    "blocks": (("heads", "rows", "blocks"), ROWS, ()),
+}
+
+
+def pruned(kind="scatter", head=None, family="bert"):
+    levels, sites, empty = KINDS[kind]
+    head = head or labelled_head(family)
+    model = make_model(head, family=family)
+    shape = {"block_shape": (8, 4)} if "blocks" in levels else {}
+    settings = PruningConfig.create(0.4, levels=levels, row_sites=sites, minimum_units=0, **shape)
+    prune(model, settings, head=head)
+    for name in empty:
+        gate = pruning_state(model).gates(1)[name]
+        gate.set_keep(torch.zeros(gate.units, dtype=torch.bool))
+    shrink(model)
+    return model.eval()
+
+
+def labelled(model, batches=4):
+    """Batches whose labels are what the model says, so that it is right every time."""
+    found = []
+    for seed in range(batches):
+        batch = inputs_of(make_batch("sequence", rows=8, seed=seed))
+        with torch.no_grad():
+            found.append({**batch, "labels": model(**batch).logits.argmax(-1)})
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch", "stock", "dense"])
+def test_every_kind_of_model_in_every_engine(kind, to, tmp_path):
+    model = pruned(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = export(model, tmp_path / "served", to, latency=())
+    assert found.proof.difference <= 1e-4
+    # Of the folder that was named, not of what was proved aside; and of other inputs.
+    run = ENGINES[to].load(tmp_path / "served", 1)
+    batch = inputs_of(make_batch("sequence", rows=5, seed=7))
+    if to != "torch" and to != "openvino":
+        batch.pop("token_type_ids", None)
+    given = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+    with torch.no_grad():
+        expected = model(**batch).logits.numpy()
+    np.testing.assert_allclose(run(given)["logits"], expected, atol=1e-4 * np.abs(expected).max())
+    assert json.loads((tmp_path / "served" / REPORT_FILE).read_text())["to"] == to
+    # Nothing that would need consent.
+    assert not list((tmp_path / "served").glob("*.py"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    dense = kind == "blocks" and to in ("onnx", "openvino", "stock", "dense")
+    assert any("block-sparse layers are dense here" in note for note in found.notes) is dense
+
+
+@pytest.mark.parametrize("family", [name for name in TABLE if name != "bert"])
+def test_every_family_in_onnx(family, tmp_path):
+    assert export(pruned(family=family), tmp_path / "served", latency=()).proof.difference <= 1e-4
+
+
+def test_a_compiled_package(tmp_path):
+    assert export(pruned("blocks"), tmp_path / "served", "aotinductor", latency=()).proof.difference <= 1e-4
+
+
+def test_no_graph_holds_an_empty_matrix(tmp_path):
+    import onnx
+
+    export(pruned("empty"), tmp_path / "served", latency=())
+    graph = onnx.load(tmp_path / "served" / "model.onnx").graph
+    assert all(0 not in tensor.dims for tensor in graph.initializer)
+    assert [axis.dim_param for axis in graph.input[0].type.tensor_type.shape.dim] == ["batch", "sequence"]
+
+
+def test_a_model_of_blocks_without_blocks_is_its_bias(tmp_path):
+    model = pruned("blocks")
+    layer = next(module for module in model.modules() if isinstance(module, BlockSparseLinear))
+    assert export(model, tmp_path / "served", latency=()).proof.difference <= 1e-4
+    assert layer.matrix().to_dense().shape == (layer.out_features, layer.in_features)
+
+
+STRANGER = """
+import json, sys
+import numpy as np, onnxruntime
+inputs = {name: np.array(value) for name, value in json.loads(sys.argv[2]).items()}
+session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", providers=["CPUExecutionProvider"])
+print(json.dumps(session.run(["logits"], inputs)[0].tolist()))
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("kind", ["rows", "blocks"])
+def test_a_stranger_runs_int8_by_onnxruntime_alone(kind, tmp_path):
+    model = pruned(kind)
+    data = labelled(model)
+    found = export(model, tmp_path / "served", int8=True, data=data, latency=())
+    assert found.int8.metric[0] == 1.0
+    batch = {name: data[0][name] for name in ("input_ids", "attention_mask")}
+    given = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(tmp_path / "served"),
+         json.dumps({name: value.tolist() for name, value in given.items()})],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    logits = np.array(json.loads(done.stdout))
+    with torch.no_grad():
+        expected = model(**batch).logits.numpy()
+    assert np.abs(logits - expected).max() <= max(2 * found.int8.difference, 0.02) * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_calibrated_int8(to, tmp_path):
+    model = pruned("scatter")
+    found = export(
+        model, tmp_path / "served", to, int8="static", data=labelled(model), max_drop=100, latency=()
+    )
+    assert found.int8.recipe == "static"
+    assert 0 < found.int8.difference < 0.5
+    assert not found.int8.float_layers
+
+
+def test_layers_that_hurt_are_named_and_stay_float(tmp_path):
+    """One layer whose weights int8 cannot hold: one huge entry in a column beside small ones."""
+    model = pruned("rows")
+    layer = model.bert.encoder.layer[1]
+    with torch.no_grad():
+        layer.intermediate.dense.weight[:, 0] = 0
+        layer.attention.output.LayerNorm.weight[0] = 0
+        layer.attention.output.LayerNorm.bias[0] = 1e4
+        layer.intermediate.dense.weight[::2, 0] = 1e-6
+    data = labelled(model, 8)
+    found = export(model, tmp_path / "served", int8=True, data=data, max_drop=1.0, latency=())
+    assert found.int8.recipe == "dynamic"
+    assert found.int8.float_layers == ("bert.encoder.layer.1",)
+    assert next(iter(found.int8.hurt)) == "bert.encoder.layer.1"
+    assert found.int8.metric[0] - found.int8.metric[1] <= 0.01
+
+
+def test_a_model_that_int8_spoils_stays_float(tmp_path):
+    model = pruned("rows")
+    # A metric that nothing but float passes.
+    with torch.no_grad():
+        wanted = [model(**inputs_of(make_batch("sequence", seed=seed))).logits.numpy() for seed in range(2)]
+
+    def exactness(found):
+        return {"exact": float(np.abs(found.predictions - np.concatenate(wanted)).max() < 1e-5)}
+
+    data = [make_batch("sequence", seed=seed) for seed in range(2)]
+    found = export(model, tmp_path / "served", int8=True, data=data, compute_metrics=exactness, latency=())
+    assert found.int8.recipe == "none"
+    assert found.int8.metric == (1.0, 1.0)
+    assert ENGINES["onnx"].load(tmp_path / "served", 1) is not None
+
+
+def test_latency_is_over_dense_models_in_torch_and_in_the_engine(tmp_path):
+    model = pruned("rows")
+    found = export(model, tmp_path / "served", int8=True, latency=((1, 8), (2, 16)), threads=1)
+    assert [(row.batch, row.length, row.threads) for row in found.latency] == [(1, 8, 1), (2, 16, 1)]
+    ways = {"pruned in torch", "dense in torch", "dense in onnx", "dense int8 in onnx"}
+    for row in found.latency:
+        assert set(row.speedup) == ways
+        assert row.seconds.keys() == ways | {"export"}
+        assert row.processor
+
+
+def test_a_folder_is_exported_with_its_tokenizer(tmp_path):
+    from test_sentence_transformers import save_encoder
+
+    model = pruned("scatter")
+    save_encoder(tmp_path / "stock", "sequence")
+    model.save_pretrained(tmp_path / "pruned")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "pruned" / name).write_bytes((tmp_path / "stock" / name).read_bytes())
+    export(str(tmp_path / "pruned"), tmp_path / "served", "stock", latency=())
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "served").eval()
+    assert type(loaded).__name__ == "BertForSequenceClassification"
+    batch = inputs_of(make_batch("sequence"))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, atol=1e-5, rtol=0)
+    assert (tmp_path / "served" / "tokenizer.json").is_file()
+    # Once more, over what an export wrote.
+    export(str(tmp_path / "served"), tmp_path / "served", "stock", latency=())
+
+
+REFUSED = {
+    "engine": (dict(to="tensorrt"), ValueError, r"to: expected one of \['onnx', .*got 'tensorrt'"),
+    "recipe": (dict(int8="int4"), ValueError, r"int8: expected one of \['dynamic', 'static'\], got 'int4'"),
+    "no recipe": (dict(to="stock", int8=True), ValueError, r'expected False for to="stock"'),
+    "no data": (dict(to="openvino", int8=True), ValueError, "static int8 is calibrated; pass data="),
+    "empty data": (dict(data=[]), ValueError, "data: expected batches, got none"),
+    "other data": (dict(data=[{"text": 1}]), ValueError, r"data: expected batches with \['input_ids'.*\['text'\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case, tmp_path):
+    settings, kind, message = REFUSED[case]
+    with pytest.raises(kind, match=message):
+        export(pruned("rows"), tmp_path / "served", **settings)
+    assert not (tmp_path / "served").exists()
+
+
+def test_models_that_cannot_be_exported(tmp_path):
+    with pytest.raises(TypeError, match="a known family .*or a folder of one, got Linear"):
+        export(torch.nn.Linear(2, 2), tmp_path / "served")
+    masked = make_model("sequence")
+    prune(masked, PruningConfig.create(0.5), head="sequence")
+    with pytest.raises(TypeError, match=r"which still has masks; call shrink\(model\) first"):
+        export(masked, tmp_path / "served")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("my own words")
+    with pytest.raises(FileExistsError, match="expected a new folder, or one that export wrote"):
+        export(pruned("rows"), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "my own words"
+
+
+def test_an_export_that_computes_something_else_is_not_written(tmp_path):
+    class Different(torch.nn.Module):
+        def forward(self, x):
+            return x + 0.1 * float(not torch.compiler.is_exporting())
+
+    model = pruned("rows")
+    model.dropout = Different()
+    with pytest.raises(RuntimeError, match="the engine computes something else, and nothing was written"):
+        export(model, tmp_path / "served", latency=())
+    assert not list(tmp_path.iterdir())
