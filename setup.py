@@ -1,4 +1,4 @@
-"""Builds the native code of `hf_mlprune.kernels`; everything else stands in pyproject.toml and setup.cfg."""
+"""Builds the native code of `hf_mlprune.kernels`, for torch and for ONNX Runtime; everything else stands in pyproject.toml and setup.cfg."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ SOURCES = {
     "avx2.cpp": ["-mavx2", "-mfma"],
     "avx512.cpp": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
     "library.cpp": [],
+    "onnxruntime.cpp": [],
 }
+PRODUCTS = ["avx2.cpp", "avx512.cpp"]
+# Shared objects, beside each other in the package.
+LIBRARIES = {"native": [*PRODUCTS, "library.cpp"], "onnxruntime_operator": [*PRODUCTS, "onnxruntime.cpp"]}
 # The two warnings are wrong ones of gcc 12 in its own headers.
 FLAGS = [
     "-std=c++20",
@@ -28,25 +32,41 @@ FLAGS = [
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
 ]
-# What `hf_mlprune.kernels` reads to say why there is no native code.
-NOTE = "not_built.txt"
+# Name endings of what `hf_mlprune.kernels` reads to say why a library is not there.
+NOTE = ".not_built.txt"
 # The oldest torch whose stable ABI is used: 2.10.
 TARGET = ("TORCH_TARGET_VERSION", "0x020a000000000000")
 
 
+def torch_paths() -> tuple[list[str], list[str]]:
+    """Folders of torch's headers and of its libraries."""
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError as error:
+        raise RuntimeError(
+            "torch is needed to build: install it, then build without isolation"
+        ) from error
+    return include_paths(), library_paths()
+
+
 class BuildNative(build_ext):
-    """Compiles one shared object that any torch from 2.10 up loads; without a compiler, none."""
+    """Compiles shared objects that any torch from 2.10 up and ONNX Runtime load; without a compiler, none."""
+
+    def run(self) -> None:
+        """Build what is declared below."""
+        self.compiled: dict[str, list[str]] = {}
+        super().run()
 
     def get_ext_filename(self, fullname: str) -> str:
-        """`native.so`: it is loaded by torch, not imported by Python."""
+        """`native.so`: these are not imported by Python."""
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         """Build, or say why not and leave a note that `hf_mlprune.kernels` repeats."""
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        note = target.with_name(NOTE)
-        for old in (note, FOLDER.parent / NOTE):
+        note = target.with_suffix(NOTE)
+        for old in (note, FOLDER.parent / note.name):
             old.unlink(missing_ok=True)
         try:
             self.build_native(target)
@@ -54,41 +74,41 @@ class BuildNative(build_ext):
             target.unlink(missing_ok=True)
             reason = f"{type(error).__name__}: {error}"
             note.write_text(reason + "\n", encoding="utf-8")
-            sys.stderr.write(f"hf_mlprune.kernels: native code left out: {reason}\n")
+            sys.stderr.write(f"hf_mlprune.kernels: {target.name} left out: {reason}\n")
 
     def copy_extensions_to_source(self) -> None:
         """For builds in place and editable installs."""
         super().copy_extensions_to_source()
-        note = Path(self.build_lib, *self.extensions[0].name.split(".")).with_name(NOTE)
-        if note.is_file():
-            self.copy_file(str(note), str(FOLDER.parent / NOTE))
+        for ext in self.extensions:
+            note = Path(self.build_lib, *ext.name.split(".")).with_suffix(NOTE)
+            if note.is_file():
+                self.copy_file(str(note), str(FOLDER.parent / note.name))
 
     def build_native(self, target: Path) -> None:
         """Compile and link; with the sanitizers that ``SANITIZE`` names (see `make sanitize`)."""
         sanitize = [f"-fsanitize={names}", "-g"] if (names := os.environ.get("SANITIZE")) else []
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
             raise RuntimeError(f"there is none for {platform.system()} on {platform.machine()}")
-        try:
-            from torch.utils.cpp_extension import include_paths, library_paths
-        except ImportError as error:
-            raise RuntimeError(
-                "torch is needed to build: install it, then build without isolation"
-            ) from error
-        objects = [
-            made
-            for name, flags in SOURCES.items()
-            for made in self.compiler.compile(
-                [str(FOLDER / name)],
-                output_dir=self.build_temp,
-                macros=[TARGET],
-                include_dirs=include_paths(),
-                extra_postargs=[*FLAGS, *flags, *sanitize],
-            )
-        ]
+        uses_torch = "library.cpp" in LIBRARIES[target.stem]
+        include_dirs, library_dirs = torch_paths() if uses_torch else ([], [])
+        for name in LIBRARIES[target.stem]:
+            # What both libraries have takes the longest.
+            if name not in self.compiled:
+                self.compiled[name] = self.compiler.compile(
+                    [str(FOLDER / name)],
+                    output_dir=self.build_temp,
+                    macros=[TARGET] if uses_torch else [],
+                    include_dirs=include_dirs,
+                    extra_postargs=[*FLAGS, *SOURCES[name], *sanitize],
+                )
         self.compiler.link_shared_object(
-            objects, str(target), libraries=["torch", "torch_cpu", "c10"], library_dirs=library_paths(),
-            extra_postargs=sanitize or ["-Wl,--strip-all"], target_lang="c++",
-        )  # fmt: skip
+            [made for name in LIBRARIES[target.stem] for made in self.compiled[name]],
+            str(target),
+            libraries=["torch", "torch_cpu", "c10"] if uses_torch else [],
+            library_dirs=library_dirs,
+            extra_postargs=sanitize or ["-Wl,--strip-all"],
+            target_lang="c++",
+        )
 
 
 class PlatformWheel(bdist_wheel):
@@ -101,7 +121,8 @@ class PlatformWheel(bdist_wheel):
 
 setup(
     ext_modules=[
-        Extension("hf_mlprune.kernels.native", [str(FOLDER / name) for name in SOURCES], optional=True)
+        Extension(f"hf_mlprune.kernels.{library}", [str(FOLDER / name) for name in names], optional=True)
+        for library, names in LIBRARIES.items()
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

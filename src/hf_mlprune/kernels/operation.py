@@ -13,7 +13,7 @@ from ..modeling.block_sparse import ACTIVATIONS, BlockSparseMatrix, split_blocks
 
 NATIVE = Path(__file__).with_name("native.so")
 #: Written by a build that left the native code out.
-NOT_BUILT = Path(__file__).with_name("not_built.txt")
+NOT_BUILT = NATIVE.with_suffix(".not_built.txt")
 #: The numbers that the native code knows these by; the best instruction set is 0.
 ACTIVATION_NUMBERS = {"none": 0, "gelu": 1, "relu": 2, "gated_gelu": 3}
 INSTRUCTION_SETS = {"": 0, "avx2": 1, "avx512": 2}
