@@ -1,4 +1,4 @@
-"""Builds the native code of `hf_mlprune.kernels`, for torch and for ONNX Runtime; everything else stands in pyproject.toml and setup.cfg."""
+"""Builds the native code of `hf_mlprune.kernels`; everything else stands in pyproject.toml and setup.cfg."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def torch_paths() -> tuple[list[str], list[str]]:
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
     except ImportError as error:
-        raise RuntimeError(
-            "torch is needed to build: install it, then build without isolation"
-        ) from error
+        raise RuntimeError("torch is needed to build: install it, then build without isolation") from error
     return include_paths(), library_paths()
 
 

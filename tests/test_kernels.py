@@ -752,11 +752,13 @@ def test_pickled_layers_run_where_nothing_is_native(monkeypatch):
 WITHOUT_COMPILER = """
 import sys, torch, hf_mlprune
 from hf_mlprune import kernels
+from hf_mlprune.kernels import onnxruntime
 from transformers import AutoModelForSequenceClassification
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
 (reason, count), = kernels.explain(model).items()
 assert "native code was not built (CompileError" in reason and count > 0, reason
 assert kernels.instruction_set() == ""
+assert "onnxruntime_operator.so was not built (CompileError" in onnxruntime.WHY_NOT, onnxruntime.WHY_NOT
 batch = torch.load(sys.argv[2])
 with torch.no_grad():
     torch.save(model(**batch).logits, sys.argv[3])

@@ -6,8 +6,8 @@ import ctypes
 from pathlib import Path
 from typing import Protocol
 
-#: Works wherever it is copied: it needs neither this package nor torch. Not named as this module is: Python would
-#: take it for the module.
+#: Works wherever it is copied: it needs neither this package nor torch. Under this module's own name Python
+#: would take it for the module.
 LIBRARY = Path(__file__).with_name("onnxruntime_operator.so")
 #: Written by a build that left it out.
 NOT_BUILT = LIBRARY.with_suffix(".not_built.txt")

@@ -28,10 +28,8 @@ constexpr int kRequired = 0, kOptional = 1;
 // Memory of the device that the operator runs on.
 constexpr int kDefaultMemory = 0;
 
-// A table of functions.
-struct Api {
-  void (*functions[1])();
-};
+// A table of functions, see Entry.
+struct Api;
 
 struct ApiBase {
   const Api* (*GetApi)(uint32_t version);
