@@ -58,7 +58,7 @@ def labelled(model, batches=4):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("to", ["onnx", "openvino", "torch", "stock", "dense"])
+@pytest.mark.parametrize("to", ["onnx", "onnx-blocks", "openvino", "torch", "stock", "dense"])
 def test_every_kind_of_model_in_every_engine(kind, to, tmp_path):
     model = pruned(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -67,8 +67,6 @@ def test_every_kind_of_model_in_every_engine(kind, to, tmp_path):
     # Of the folder that was named, not of what was proved aside; and of other inputs.
     run = ENGINES[to].load(tmp_path / "served", 1)
     batch = inputs_of(make_batch("sequence", rows=5, seed=7))
-    if to != "torch" and to != "openvino":
-        batch.pop("token_type_ids", None)
     given = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
     with torch.no_grad():
         expected = model(**batch).logits.numpy()
@@ -124,12 +122,12 @@ def test_a_stranger_runs_int8_by_onnxruntime_alone(kind, tmp_path):
     found = export(model, tmp_path / "served", int8=True, data=data, latency=())
     assert found.int8.metric[0] == 1.0
     batch = {name: data[0][name] for name in ("input_ids", "attention_mask")}
-    given = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
     done = subprocess.run(
         [sys.executable, "-c", STRANGER, str(tmp_path / "served"),
-         json.dumps({name: value.tolist() for name, value in given.items()})],
-        capture_output=True, text=True, check=True,
+         json.dumps({name: value.tolist() for name, value in batch.items()})],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
     logits = np.array(json.loads(done.stdout))
     with torch.no_grad():
         expected = model(**batch).logits.numpy()
@@ -148,20 +146,28 @@ def test_calibrated_int8(to, tmp_path):
 
 
 def test_layers_that_hurt_are_named_and_stay_float(tmp_path):
-    """One layer whose weights int8 cannot hold: one huge entry in a column beside small ones."""
     model = pruned("rows")
-    layer = model.bert.encoder.layer[1]
+    data = [make_batch("sequence", rows=8, seed=seed) for seed in range(4)]
     with torch.no_grad():
-        layer.intermediate.dense.weight[:, 0] = 0
-        layer.attention.output.LayerNorm.weight[0] = 0
-        layer.attention.output.LayerNorm.bias[0] = 1e4
-        layer.intermediate.dense.weight[::2, 0] = 1e-6
-    data = labelled(model, 8)
-    found = export(model, tmp_path / "served", int8=True, data=data, max_drop=1.0, latency=())
-    assert found.int8.recipe == "dynamic"
-    assert found.int8.float_layers == ("bert.encoder.layer.1",)
-    assert next(iter(found.int8.hurt)) == "bert.encoder.layer.1"
-    assert found.int8.metric[0] - found.int8.metric[1] <= 0.01
+        wanted = np.concatenate([model(**inputs_of(batch)).logits.numpy() for batch in data])
+
+    def closeness(found):
+        return {"closeness": 1 - np.abs(found.predictions - wanted).mean() / np.abs(wanted).mean()}
+
+    def exported(max_drop):
+        settings = {"int8": True, "data": data, "compute_metrics": closeness, "latency": ()}
+        return export(model, tmp_path / f"within {max_drop}", max_drop=max_drop, **settings).int8
+
+    everything = exported(100.0)
+    assert not everything.float_layers
+    loss = 100 * (everything.metric[0] - everything.metric[1])
+    some = exported(0.8 * loss)
+    assert some.recipe == "dynamic"
+    assert 100 * (some.metric[0] - some.metric[1]) <= 0.8 * loss
+    assert list(some.hurt.values()) == sorted(some.hurt.values(), reverse=True)
+    assert {"bert.encoder.layer.0", "bert.encoder.layer.1", "classifier"} <= set(some.hurt)
+    assert some.float_layers == tuple(some.hurt)[: len(some.float_layers)]
+    assert 0 < len(some.float_layers) < len(some.hurt)
 
 
 def test_a_model_that_int8_spoils_stays_float(tmp_path):
@@ -211,13 +217,13 @@ def test_a_folder_is_exported_with_its_tokenizer(tmp_path):
 
 
 REFUSED = {
-    "engine": (dict(to="tensorrt"), ValueError, r"to: expected one of \['onnx', .*got 'tensorrt'"),
-    "recipe": (dict(int8="int4"), ValueError, r"int8: expected one of \['dynamic', 'static'\], got 'int4'"),
-    "no recipe": (dict(to="stock", int8=True), ValueError, r'expected False for to="stock"'),
-    "no data": (dict(to="openvino", int8=True), ValueError, "static int8 is calibrated; pass data="),
-    "empty data": (dict(data=[]), ValueError, "data: expected batches, got none"),
-    "other data": (dict(data=[{"text": 1}]), ValueError, r"data: expected batches with \['input_ids'.*\['text'\]"),
-}  # fmt: skip
+    "engine": ({"to": "tensorrt"}, ValueError, r"to: expected one of \['onnx', .*got 'tensorrt'"),
+    "recipe": ({"int8": "int4"}, ValueError, r"int8: expected one of \['dynamic', 'static'\], got 'int4'"),
+    "no recipe": ({"to": "stock", "int8": True}, ValueError, r'expected False for to="stock"'),
+    "no data": ({"to": "openvino", "int8": True}, ValueError, "static int8 is calibrated; pass data="),
+    "empty data": ({"data": []}, ValueError, "data: expected batches, got none"),
+    "other data": ({"data": [{"text": 1}]}, ValueError, r"data: expected .*\['input_ids'.*\['text'\]"),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -229,7 +235,7 @@ def test_refusals(case, tmp_path):
 
 
 def test_models_that_cannot_be_exported(tmp_path):
-    with pytest.raises(TypeError, match="a known family .*or a folder of one, got Linear"):
+    with pytest.raises(TypeError, match=r"a known family .*or a folder of one, got Linear"):
         export(torch.nn.Linear(2, 2), tmp_path / "served")
     masked = make_model("sequence")
     prune(masked, PruningConfig.create(0.5), head="sequence")

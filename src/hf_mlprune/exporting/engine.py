@@ -16,7 +16,7 @@ from torch import Tensor
 from .source import Inputs, Source
 
 Outputs = dict[str, "np.ndarray[Any, Any]"]
-#: Layer -> names of the nodes of a graph that multiply its weights.
+#: Layer -> names of the nodes of a graph that have its weights.
 Layers = Mapping[str, Sequence[str]]
 #: A loaded export: inputs by name to outputs by name.
 Runner = Callable[[Inputs], Outputs]

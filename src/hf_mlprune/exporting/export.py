@@ -27,6 +27,7 @@ from .stock import stock_cost, stock_model
 
 ENGINES: dict[str, Engine] = {
     "onnx": onnx.ONNX,
+    "onnx-blocks": onnx.ONNX_BLOCKS,
     "openvino": openvino.OPENVINO,
     "torch": programs.TORCH,
     "aotinductor": programs.AOTINDUCTOR,
@@ -59,9 +60,10 @@ def export(
         model: a pruned (or stock) transformers model, a SentenceTransformer, SparseEncoder or CrossEncoder,
             or the folder or hub name of one. A model of sentence-transformers gives ``sentence_embedding``.
         folder: a new one, or one that an earlier export wrote.
-        to: ``"onnx"``, ``"openvino"``, ``"torch"`` (an exported program), ``"aotinductor"`` (a compiled
-            package); ``"stock"`` or ``"dense"``, folders that plain transformers loads: as small as its
-            classes can be, or of the dense sizes.
+        to: ``"onnx"``; ``"onnx-blocks"``, where block-sparse layers are nodes of our operator, which lies
+            beside the model for a session to register; ``"openvino"``; ``"torch"``, an exported program;
+            ``"aotinductor"``, a compiled package; ``"stock"`` or ``"dense"``, folders that plain transformers
+            loads, as small as its classes can be, or of the dense sizes.
         int8: ``True``, or a recipe: ``"dynamic"`` (ONNX Runtime; without data), ``"static"`` (calibrated).
         data: batches as the model takes them, such as ``trainer.get_eval_dataloader()``: what static int8 is
             calibrated on, and with labels what quality is judged by.
@@ -91,7 +93,7 @@ def export(
     batches = None if data is None else list(data)
     if batches == []:
         raise ValueError("data: expected batches, got none")
-    source = read_source(model, processing_class, batches and batches[0])
+    source = read_source(model, processing_class, batches[0] if batches else None)
     judge = None if batches is None else Judge(batches, source.names, compute_metrics, metric)
     threads = threads or torch.get_num_threads()
     with tempfile.TemporaryDirectory() as work:
@@ -185,18 +187,19 @@ def _measure(
         "dense in torch": reference(dense),
     }
     with tempfile.TemporaryDirectory() as work:
-        if to in ("onnx", "openvino"):
+        plain = to.removesuffix("-blocks")
+        if plain in ("onnx", "openvino"):
             floats = Path(work) / "float"
             floats.mkdir()
-            layers = ENGINES[to].write(dense, floats)
-            ways[f"dense in {to}"] = ENGINES[to].load(floats, threads)
-            recipe = next(recipe for engine, recipe in RECIPES if engine == to)
+            layers = ENGINES[plain].write(dense, floats)
+            ways[f"dense in {plain}"] = ENGINES[plain].load(floats, threads)
+            recipe = next(recipe for engine, recipe in RECIPES if engine == plain)
             if recipe != "static" or judge is not None:
-                gate = _gate(dense, to, recipe, layers, judge, float("inf"), threads)
+                gate = _gate(dense, plain, recipe, layers, judge, float("inf"), threads)
                 quantized = Path(work) / "int8"
                 quantized.mkdir()
                 gate.quantize(floats, quantized, ())
-                ways[f"dense int8 in {to}"] = ENGINES[to].load(quantized, threads)
+                ways[f"dense int8 in {plain}"] = ENGINES[plain].load(quantized, threads)
         return measure(source, ways, sizes, threads)
 
 

@@ -68,7 +68,7 @@ class Gate:
         """Write the int8 model that loses no more than is allowed, or the float one.
 
         Layers that differ most when they alone are quantized are left float, one, then two, then four, ...,
-        until the metric is within the drop.
+        then all but one, until the metric is within the drop.
 
         Args:
             floats: folder of the float model.
@@ -83,12 +83,12 @@ class Gate:
         logger.warning_once(
             f"int8 loses more than {self.max_drop:g} points; it hurts most in {list(hurt)[:4]}"
         )
-        count = 1
-        while count < len(hurt):
-            found = self._attempt(floats, folder, tuple(hurt)[:count], hurt, expected, before)
-            if self._passes(found):
-                return found
-            count *= 2
+        # The last: all but the layer that hurts least.
+        for count in sorted({*(2**power for power in range(len(hurt).bit_length())), len(hurt) - 1}):
+            if 0 < count < len(hurt):
+                found = self._attempt(floats, folder, tuple(hurt)[:count], hurt, expected, before)
+                if self._passes(found):
+                    return found
         _replace(floats, folder)
         assert before is not None
         return Int8Result("none", tuple(hurt), hurt, 0.0, (before, before), self.max_drop)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..families import plain_config
+from ..kernels import onnxruntime as operator
 from .engine import Engine, Layers, Outputs, Runner
+from .plain import DenseBlocks, OperatorBlocks
 from .source import Inputs, Source
 
 MODEL = "model.onnx"
@@ -26,7 +29,22 @@ def write_onnx(source: Source, folder: Path) -> Layers:
 
     Block-sparse layers become dense ones.
     """
-    return write_graph(source.without_blocks(), folder)
+    return write_graph(source.with_blocks_as(DenseBlocks), folder)
+
+
+def write_onnx_with_blocks(source: Source, folder: Path) -> Layers:
+    """As :func:`write_onnx`, but block-sparse layers become nodes of our operator, which is put beside it.
+
+    Raises:
+        RuntimeError: there is no such operator on this machine.
+    """
+    if operator.WHY_NOT:
+        raise RuntimeError(
+            f'to="onnx-blocks": expected the operator for ONNX Runtime, but {operator.WHY_NOT}; use to="onnx"'
+        )
+    layers = write_graph(source.with_blocks_as(OperatorBlocks), folder)
+    shutil.copyfile(operator.LIBRARY, folder / operator.LIBRARY.name)
+    return layers
 
 
 def write_graph(source: Source, folder: Path) -> Layers:
@@ -57,12 +75,15 @@ def dynamic_shapes(source: Source, example: Inputs) -> dict[str, dict[int, Any]]
 
 
 def layers_of(program: Any) -> Layers:
-    """The products with weights of a graph, by encoder layer, or by module outside of the layers."""
+    """The nodes with weights of a graph, by encoder layer, or by module outside of the layers."""
     found: dict[str, list[str]] = {}
     for node in program.graph:
-        if node.op_type in PRODUCTS and any(
+        # The indices of a Gather may be constant, too.
+        tables = node.op_type == "Gather" and node.inputs[0].is_initializer()
+        products = node.op_type in PRODUCTS and any(
             value is not None and value.is_initializer() for value in node.inputs
-        ):
+        )
+        if tables or products:
             found.setdefault(_layer(node), []).append(node.name)
     return found
 
@@ -104,6 +125,9 @@ def session(path: Path, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    library = path.parent / operator.LIBRARY.name
+    if library.is_file():
+        options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -121,3 +145,4 @@ def load_onnx(folder: Path, threads: int) -> Runner:
 
 
 ONNX = Engine(PACKAGES, write_onnx, load_onnx)
+ONNX_BLOCKS = Engine(PACKAGES, write_onnx_with_blocks, load_onnx, keeps_blocks=True)

@@ -14,6 +14,11 @@ from .source import Inputs
 _KEPT = (onnx.MODEL, f"{onnx.MODEL}.data", openvino.MODEL, Path(openvino.MODEL).with_suffix(".bin").name)
 
 
+def _names(float_nodes: Sequence[str]) -> list[str]:
+    """Nodes as the quantizer knows them: it makes products of Gemm nodes first, and names them anew."""
+    return [name for node in float_nodes for name in (node, f"{node}_MatMul")]
+
+
 def dynamic(calibration: Sequence[Inputs]) -> Quantize:
     """Weights in int8 per row, inputs of products quantized as they come: no calibration.
 
@@ -24,7 +29,7 @@ def dynamic(calibration: Sequence[Inputs]) -> Quantize:
         from transformers.exporters import OnnxRuntimeDynamicConfig
 
         return OnnxRuntimeDynamicConfig(
-            per_channel=True, reduce_range=True, nodes_to_exclude=list(float_nodes)
+            per_channel=True, reduce_range=True, nodes_to_exclude=_names(float_nodes)
         )
 
     return _quantizer(config, calibration)
@@ -40,7 +45,7 @@ def static(calibration: Sequence[Inputs]) -> Quantize:
             op_types_to_quantize=list(onnx.PRODUCTS),
             per_channel=True,
             reduce_range=True,
-            nodes_to_exclude=list(float_nodes),
+            nodes_to_exclude=_names(float_nodes),
         )
 
     return _quantizer(config, calibration)
@@ -88,5 +93,6 @@ def _copy_others(floats: Path, folder: Path) -> None:
 RECIPES: dict[tuple[str, str], Callable[[Sequence[Inputs]], Quantize]] = {
     ("onnx", "dynamic"): dynamic,
     ("onnx", "static"): static,
+    ("onnx-blocks", "dynamic"): dynamic,
     ("openvino", "static"): openvino_static,
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.onnxruntime import DOMAIN, OPERATOR
+from ..kernels.operation import ACTIVATION_NUMBERS
 from ..modeling.block_sparse import ACTIVATIONS, BlockSparseLinear, scatter_rows
 
 
@@ -37,6 +40,48 @@ class DenseBlocks(nn.Module):
         if self.activation != "none":
             y = ACTIVATIONS[self.activation](y)
         return y if self.scatter_size is None else scatter_rows(y, self.row_indices, self.scatter_size)
+
+
+class OperatorBlocks(nn.Module):
+    """A block-sparse layer as a node of our own operator in an ONNX graph. It computes nothing in torch.
+
+    Args:
+        layer: the layer; its values are copied.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    row_indices: Tensor
+
+    def __init__(self, layer: BlockSparseLinear) -> None:
+        super().__init__()
+        self.size = layer.out_features if layer.scatter_size is None else layer.scatter_size
+        self.attributes: dict[str, Any] = {
+            "activation": ACTIVATION_NUMBERS[layer.activation],
+            "scatter_size": layer.scatter_size or 0,
+        }
+        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().clone()
+        self.register_buffer("weight", layer.weight.detach().clone())
+        self.register_buffer("bias", bias)
+        for name in ("crow_indices", "col_indices", "row_indices"):
+            self.register_buffer(name, getattr(layer, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        inputs = [x, self.weight, self.crow_indices, self.col_indices, self.bias]
+        if self.row_indices is not None:
+            inputs.append(self.row_indices)
+        y: Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{OPERATOR}",
+            inputs,
+            attrs=self.attributes,
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.size),
+            version=1,
+        )
+        return y
 
 
 def blocks_of(module: nn.Module) -> list[BlockSparseLinear]:

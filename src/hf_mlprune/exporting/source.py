@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from ..encoders import Encoder, inspect_encoder, random_batch
 from ..families import FAMILIES, head_of
-from .plain import DenseBlocks, replace_blocks
+from ..modeling.block_sparse import BlockSparseLinear
+from .plain import replace_blocks
 
 Inputs = dict[str, Tensor]
 
@@ -81,11 +82,11 @@ class Source:
         module.parts[0].model = model
         return Source(module.eval(), model, inspect_encoder(model), self.names, self.processor)
 
-    def without_blocks(self) -> Source:
-        """The same with every block-sparse layer as the dense one that it computes."""
+    def with_blocks_as(self, make: Callable[[BlockSparseLinear], nn.Module]) -> Source:
+        """The same with another module in the place of every block-sparse layer."""
         module = copy.deepcopy(self.module)
         model = module if self.module is self.model else module.parts[0].model  # type: ignore[index, union-attr]
-        replace_blocks(module, DenseBlocks)
+        replace_blocks(module, make)
         return Source(module, model, self.encoder, self.names, self.processor)
 
 
