@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from datasets import Dataset
@@ -33,10 +34,10 @@ from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesR
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
-from hf_mlprune import PruningCallback, report
-from support.models import VOCABULARY, make_model
+from hf_mlprune import PruningCallback, PruningConfig, export, report, shrink
+from support.models import VOCABULARY, make_model, prune
 from support.training import distillation_losses
 
 WORDS = VOCABULARY - 5
@@ -288,3 +289,46 @@ def test_losses_that_use_one_pass_several_times_are_refused_with_a_teacher(tmp_p
     callback = PruningCallback(density=0.4, teacher=teacher)
     with pytest.raises(RuntimeError, match=r"without running its encoder; .*MatryoshkaLoss"):
         train_sentences(tmp_path / "run", sentence_transformer(tmp_path / "base"), callback, loss=loss)
+
+
+# Of torch's and onnxscript's own making.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["dense embeddings", "sparse embeddings", "reranker"])
+def test_models_of_the_library_are_exported_as_they_are_used(kind, tmp_path):
+    """To the embedding, or the logit of a pair, with the tokenizer beside it; also from a folder."""
+    if kind == "dense embeddings":
+        model, output = sentence_transformer(tmp_path / "base"), "sentence_embedding"
+        inner, texts_of = model[0].model, lambda: texts(4)
+    elif kind == "sparse embeddings":
+        model, output = (
+            SparseEncoder(save_encoder(tmp_path / "base", "masked"), device="cpu"),
+            "sentence_embedding",
+        )
+        inner, texts_of = model[0].model, lambda: texts(4)
+    else:
+        folder = save_encoder(tmp_path / "base", "sequence", num_labels=1)
+        model, output = CrossEncoder(folder, device="cpu", activation_fn=torch.nn.Identity()), "logits"
+        inner, texts_of = model.model, lambda: list(zip(texts(4), texts(4, seed=1), strict=True))
+    prune(inner, PruningConfig.create(0.4), head="masked" if kind == "sparse embeddings" else None)
+    shrink(inner)
+    found = export(model, tmp_path / "served", latency=((1, 8),))
+    assert found.proof.difference <= 1e-4
+    assert found.latency[0].speedup.keys() >= {"dense in torch", "dense in onnx"}
+    session = onnxruntime.InferenceSession(str(tmp_path / "served" / "model.onnx"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "served")
+    asked = texts_of()
+    pairs_or_texts = [list(column) for column in zip(*asked, strict=True)] if kind == "reranker" else [asked]
+    tokens = tokenizer(*pairs_or_texts, padding=True, return_tensors="np", truncation=True)
+    taken = {value.name for value in session.get_inputs()}
+    given = {name: value for name, value in tokens.items() if name in taken}
+    value = session.run([output], given)[0]
+    if kind == "reranker":
+        np.testing.assert_allclose(value[:, 0], model.predict(asked), atol=1e-5)
+    elif kind == "sparse embeddings":
+        np.testing.assert_allclose(value, model.encode(asked).to_dense().numpy(), atol=1e-5)
+    else:
+        np.testing.assert_allclose(value, model.encode(asked), atol=1e-5)
+    if kind == "dense embeddings":
+        model.save(str(tmp_path / "saved"))
+        again = export(str(tmp_path / "saved"), tmp_path / "again", latency=())
+        assert again.files["model.onnx"] == found.files["model.onnx"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .engine import Engine, Layers, Outputs, Runner, flat_outputs, torch_threads
 from .onnx import dynamic_shapes, stock_config
@@ -45,7 +46,13 @@ def write_package(source: Source, folder: Path) -> Layers:
 
 def load_package(folder: Path, threads: int) -> Runner:
     """What runs the package in a folder."""
-    return _runner(torch._inductor.aoti_load_package(str(folder / PROGRAM)), threads)
+    package = torch._inductor.aoti_load_package(str(folder / PROGRAM))
+
+    def call(**inputs: Tensor) -> Any:
+        # It misreads others, without an error.
+        return package(**{name: tensor.contiguous() for name, tensor in inputs.items()})
+
+    return _runner(call, threads)
 
 
 def _runner(call: Any, threads: int) -> Runner:

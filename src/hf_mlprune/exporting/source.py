@@ -17,6 +17,7 @@ from ..encoders import Encoder, inspect_encoder, random_batch
 from ..families import FAMILIES, head_of
 from ..modeling.block_sparse import BlockSparseLinear
 from .plain import replace_blocks
+from .pooling import WholeSpladePooling
 
 Inputs = dict[str, Tensor]
 
@@ -35,7 +36,9 @@ class SentenceModel(nn.Module):
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(modules)
+        self.parts = nn.ModuleList(
+            WholeSpladePooling(part) if type(part).__name__ == "SpladePooling" else part for part in modules
+        )
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Embeddings, ``(batch, features)``."""
