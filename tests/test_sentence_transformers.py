@@ -328,7 +328,6 @@ def test_models_of_the_library_are_exported_as_they_are_used(kind, tmp_path):
         np.testing.assert_allclose(value, model.encode(asked).to_dense().numpy(), atol=1e-5)
     else:
         np.testing.assert_allclose(value, model.encode(asked), atol=1e-5)
-    if kind == "dense embeddings":
-        model.save(str(tmp_path / "saved"))
-        again = export(str(tmp_path / "saved"), tmp_path / "again", latency=())
-        assert again.files["model.onnx"] == found.files["model.onnx"]
+    model.save_pretrained(str(tmp_path / "saved"))
+    again = export(str(tmp_path / "saved"), tmp_path / "again", latency=())
+    assert again.files["model.onnx"] == found.files["model.onnx"]

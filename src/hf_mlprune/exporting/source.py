@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ Inputs = dict[str, Tensor]
 
 #: Names that hold what is to be predicted, not what a model reads.
 LABELS = ("labels", "label", "start_positions", "end_positions", "next_sentence_label")
+#: In the folders of sentence-transformers' models.
+SENTENCES = "config_sentence_transformers.json"
 #: Rows and tokens per row of the batches that an export is compared on.
 SIZES = ((1, 5), (2, 24), (3, 40), (8, 17))
 
@@ -136,26 +139,30 @@ def _plain_copy(model: nn.Module) -> Any:
 
 def _load(source: str, processor: Any) -> tuple[Any, Any]:
     """What a folder or hub name holds, and its processor."""
-    if (Path(source) / "modules.json").is_file():
-        from sentence_transformers import SentenceTransformer, SparseEncoder
+    sentences = Path(source) / SENTENCES
+    if sentences.is_file():
+        import sentence_transformers
 
-        config = Path(source) / "config_sentence_transformers.json"
-        sparse = config.is_file() and '"SparseEncoder"' in config.read_text(encoding="utf-8")
-        return (SparseEncoder if sparse else SentenceTransformer)(source, device="cpu"), processor
+        kinds = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
+        # Of versions before 5, which had no others.
+        kind = json.loads(sentences.read_text(encoding="utf-8")).get("model_type", kinds[0])
+        if kind not in kinds:
+            raise ValueError(f"{sentences}: expected a model_type of {list(kinds)}, got {kind!r}")
+        return getattr(sentence_transformers, kind)(source, device="cpu"), processor
     config = AutoConfig.from_pretrained(source)
-    kinds = {
+    classes = {
         kind.__name__: kind
         for family in FAMILIES
         for head in family.heads
         for kind in (head.stock, head.pruned)
     }
     named = config.architectures or ["none"]
-    if named[0] not in kinds:
+    if named[0] not in classes:
         raise ValueError(
             f"{source}: expected a model of a known class in config.json's architectures, got {named[0]}; "
             "load it yourself and pass the model"
         )
-    model = kinds[named[0]].from_pretrained(source)
+    model = classes[named[0]].from_pretrained(source)
     return model, _load_processor(source, model) if processor is None else processor
 
 
