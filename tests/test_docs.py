@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -101,6 +102,39 @@ def test_the_table_of_families_and_heads_is_that_of_the_records():
         marked = [auto for auto, cell in zip(columns, cells, strict=True) if cell.strip()]
         written[re.search(r"`([\w-]+)`", name).group(1)] = set(marked)
     assert written == {family.name: {head.auto for head in family.heads} for family in FAMILIES}
+
+
+SERVING = ROOT / "benchmarks" / "results"
+
+
+def served_rows(batch: int) -> list[str]:
+    """Lines of the table of engines, from the figures that were measured."""
+    found = [
+        row
+        for file in ("serving_1", "serving_base_1")
+        for row in json.loads((SERVING / f"{file}.json").read_text(encoding="utf-8"))["results"]
+        if row["batch"] == batch
+    ]
+    lines = []
+    for model, kind in dict.fromkeys((row["model"], row["kind"]) for row in found):
+        by_way = {row["way"]: row for row in found if (row["model"], row["kind"]) == (model, kind)}
+        ways = ["torch", "onnx", "onnx int8", "openvino", "openvino int8"]
+        if kind == "blocks":
+            ways[1:3] = ["onnx blocks", "onnx blocks int8"]
+        served = [by_way[way] for way in ways]
+        times = [f"{row['over_dense_torch']:.1f}x" for row in served]
+        sizes = [
+            f"{min(row[name] for row in served[1:]) / 1e6:.0f} MB" for name in ("file_bytes", "peak_bytes")
+        ]
+        lines.append("| " + " | ".join([f"{model}, {kind}", *times, *sizes]) + " |")
+    return lines
+
+
+@pytest.mark.parametrize(("page", "batch"), [("README.md", 1), ("benchmarks/README.md", 32)])
+def test_the_tables_of_engines_hold_what_was_measured(page, batch):
+    written = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    assert len(served_rows(batch)) == 9
+    assert [line for line in served_rows(batch) if line not in written] == []
 
 
 def test_public_names_are_documented():
