@@ -13,6 +13,27 @@ from .gates import Gate, GateOf
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The part of a linear that is computed once masks are final; the parameters keep their size.
+
+    Attributes:
+        rows: places of the rows, int64, increasing; ``None`` for all.
+        columns: places of the columns, of which alone there are inputs; ``None`` for all.
+        scatter: whether outputs are written to their rows' places among zeros.
+    """
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    scatter: bool = False
+
+    def of(self, weight: Tensor) -> Tensor:
+        """That part of a matrix ``(rows, columns)``."""
+        for dim, places in enumerate((self.rows, self.columns)):
+            weight = weight if places is None else weight.index_select(dim, places.to(weight.device))
+        return weight
+
+
+@dataclass(frozen=True)
 class Masks:
     """The gates of one linear.
 
@@ -22,6 +43,7 @@ class Masks:
         blocks: gate of the blocks of what rows and columns leave.
         block_shape: ``(rows, columns)``.
         layout: see :meth:`MaskedLinear.block_layout`; kept while rows and columns are final.
+        kept: what is computed; everything, masks multiplied, if ``None``.
     """
 
     rows: GateOf | None
@@ -29,6 +51,7 @@ class Masks:
     blocks: Gate | None
     block_shape: tuple[int, int]
     layout: tuple[Tensor, Tensor] | None = None
+    kept: Kept | None = None
 
 
 class MaskedLinear(nn.Linear):
@@ -66,8 +89,8 @@ class MaskedLinear(nn.Linear):
         """One-hot maps from the block grid, laid over kept rows and columns, to the matrix.
 
         Returns:
-            ``(rows, grid rows)`` and ``(grid columns, columns)``; removed rows and columns map to
-            no block, so that ``first @ grid mask @ second`` is the mask of single weights.
+            ``(rows, grid rows)`` and ``(grid columns, columns)`` of what is computed; removed rows and
+            columns map to no block, so that ``first @ grid mask @ second`` is the mask of single weights.
         """
         sides = []
         for gate, length, block in zip(
@@ -81,8 +104,9 @@ class MaskedLinear(nn.Linear):
             block_of = (keep.cumsum(0) - 1).clamp(min=0) // block
             blocks = -(-int(keep.sum()) // block)
             sides.append(functional.one_hot(block_of, max(blocks, 1))[:, :blocks] * keep[:, None])
-        dtype = self.weight.dtype
-        return sides[0].to(dtype), sides[1].T.contiguous().to(dtype)
+        dtype, kept = self.weight.dtype, self.masks.kept or Kept()
+        first, second = Kept(rows=kept.rows).of(sides[0]), Kept(columns=kept.columns).of(sides[1].T)
+        return first.to(dtype), second.contiguous().to(dtype)
 
     def _block_mask(self) -> Tensor | None:
         gate = self.masks.blocks
@@ -95,16 +119,23 @@ class MaskedLinear(nn.Linear):
         return first @ grid.to(first.dtype) @ second
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``; biases go with their rows."""
-        weight: Tensor = self.weight
+        """``(..., in_features)`` to ``(..., out_features)``; biases go with their rows.
+
+        Where :attr:`Masks.kept` says so, only kept features come in and are put out.
+        """
+        masks, kept = self.masks, self.masks.kept or Kept()
+        weight: Tensor = kept.of(self.weight)
         bias: Tensor = self.bias
-        masks = self.masks
-        rows = masks.rows.current() if masks.rows else None
-        if rows is not None:
+        if kept.rows is not None:
+            bias = bias if bias is None else bias.index_select(0, kept.rows.to(bias.device))
+        elif masks.rows is not None and (rows := masks.rows.current()) is not None:
             rows = rows.to(weight.dtype)
             weight = weight * rows[:, None]
-            bias = bias * rows if bias is not None else bias
+            bias = bias if bias is None else bias * rows
         blocks = self._block_mask()
         if blocks is not None:
             weight = weight * blocks
-        return functional.linear(x, weight, bias)
+        y = functional.linear(x, weight, bias)
+        if kept.scatter and kept.rows is not None:
+            return y.new_zeros(*y.shape[:-1], self.out_features).index_copy(-1, kept.rows.to(y.device), y)
+        return y

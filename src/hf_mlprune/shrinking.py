@@ -19,6 +19,7 @@ from .families import head_of, plain_config
 from .modeling.pretrained import PrunedMixin
 from .modeling.pruned import set_fingerprint
 from .modeling.structure import Structure
+from .narrowing import compute_all
 from .proof import Comparison, compare, fixed_random_state, outputs, proof_dtypes
 from .resizing import plan, replace
 from .state import pruning_states
@@ -170,11 +171,14 @@ def _shrink_and_prove(model: nn.Module, calls: Sequence[Call], dtype: torch.dtyp
         (model, calls),
         *((encoder.module, [Call((), random_batch(encoder.module, encoder, 2, 32))]) for encoder in encoders),
     ]
-    before = [outputs(module, made, dtype) for module, made in compared]
-    # New layers draw their first weights.
-    with fixed_random_state(encoders[0].module.device):
-        plans = [(encoder, *plan(encoder)) for encoder in encoders]
     with edited(model):
+        for state in pruning_states(model):
+            # What the masks say, not the run's short cut, is compared.
+            compute_all(state)
+        before = [outputs(module, made, dtype) for module, made in compared]
+        # New layers draw their first weights.
+        with fixed_random_state(encoders[0].module.device):
+            plans = [(encoder, *plan(encoder)) for encoder in encoders]
         for encoder, linears, structure in plans:
             replace(encoder, linears, structure)
             _become_pruned(model, encoder, structure)

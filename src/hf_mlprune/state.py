@@ -32,6 +32,7 @@ class PruningState(nn.Module):
         layers: per layer, gates by name: ``heads``, ``attention_output``, ``fc1``, ``fc2`` and
             ``blocks_<matrix>``.
         linears: the linears with masks, in the order of the layers.
+        modules_of: the layers, and the linears with masks of each by matrix.
         landed: int64 ``(1,)``; stages whose masks are final: 0, 1 (heads and rows) or 2 (all).
     """
 
@@ -46,8 +47,9 @@ class PruningState(nn.Module):
         self.layers = nn.ModuleList(
             _make_gates(config, layer, encoder.dense, index, device) for index, layer in enumerate(self.base)
         )
-        # A tuple, as they are no submodules of the state.
+        # Tuples, as they are no submodules of the state.
         self.linears: tuple[MaskedLinear, ...] = ()
+        self.modules_of: tuple[tuple[nn.Module, dict[str, MaskedLinear]], ...] = ()
         # What `loop.start` and the callback at work set up; never saved.
         self.run: object | None = None
         self.session: object | None = None
@@ -192,6 +194,10 @@ def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_ke
     for linear, masks in casts:
         MaskedLinear.cast(linear, masks)
     state.linears = tuple(linear for linear, _ in casts if isinstance(linear, MaskedLinear))
+    state.modules_of = tuple(
+        (layer.module, {name: x for name, x in layer.linears.items() if isinstance(x, MaskedLinear)})
+        for layer in encoder.layers
+    )
     encoder.module.add_module(STATE_NAME, state.train(encoder.module.training))
     return state
 
