@@ -311,9 +311,12 @@ def test_models_of_the_library_are_exported_as_they_are_used(kind, tmp_path):
         inner, texts_of = model.model, lambda: list(zip(texts(4), texts(4, seed=1), strict=True))
     prune(inner, PruningConfig.create(0.4), head="masked" if kind == "sparse embeddings" else None)
     shrink(inner)
-    found = export(model, tmp_path / "served", latency=((1, 8),))
+    # What its latency is compared with is the same for all kinds.
+    timed = kind == "dense embeddings"
+    found = export(model, tmp_path / "served", latency=((1, 8),) if timed else ())
     assert found.proof.difference <= 1e-4
-    assert found.latency[0].speedup.keys() >= {"dense in torch", "dense in onnx"}
+    if timed:
+        assert found.latency[0].speedup.keys() >= {"dense in torch", "dense in onnx"}
     session = onnxruntime.InferenceSession(str(tmp_path / "served" / "model.onnx"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "served")
     asked = texts_of()
