@@ -1,0 +1,93 @@
+"""What a whole pruning run costs, and a step of it once masks are final, over dense fine-tuning.
+
+MiniLM-L6 shapes, random weights and tokens, on which speed does not depend; preset default. The runs are taken
+step by step in turn with as many dense steps, so that a drifting machine slows all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+from common import write_result
+from hf_mlprune import PruningConfig, advance, attach, collect, distilled, start
+from hf_mlprune.schedule import Phase, make_schedule
+from training_step import STOCK, StockStep, make_model
+
+RUNS = {"no teacher": False, "teacher": True}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="folder or hub name (default: random weights)")
+    parser.add_argument("--shape", default="minilm-l6", help="of random weights; see training_step.py")
+    parser.add_argument("--density", type=float, default=0.2)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--result", default="run_cost")
+    return parser.parse_args()
+
+
+class PruningRun(StockStep):
+    """A run of pruning, step by step."""
+
+    def __init__(self, args: argparse.Namespace, taught: bool, stack: contextlib.ExitStack) -> None:
+        model = make_model(args)
+        attach(model, PruningConfig.create(args.density))
+        super().__init__(model, args)
+        start(model, args.steps)
+        self.step = 0
+        self.distillation = stack.enter_context(distilled(model, make_model(args))) if taught else None
+
+    def before_update(self) -> None:
+        """Learn from the masks' gradients."""
+        collect(self.model)
+
+    def __call__(self) -> None:
+        """The stock step, and the masks for the next one."""
+        super().__call__()
+        self.step += 1
+        advance(self.model, self.step)
+        if self.distillation is not None:
+            self.distillation.update()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure, print, write."""
+    args = parse_arguments()
+    phases = make_schedule(PruningConfig.create(args.density), args.steps)
+    with contextlib.ExitStack() as stack:
+        steps = {STOCK: StockStep(make_model(args), args)}
+        steps[STOCK]()  # the first allocates what the optimizer keeps
+        steps |= {name: PruningRun(args, taught, stack) for name, taught in RUNS.items()}
+        times = [{name: seconds(step) for name, step in steps.items()} for _ in range(args.steps)]
+    figures = {}
+    for name in RUNS:
+        by_phase: dict[str, list[float]] = {}
+        for step, row in enumerate(times[1:], start=1):
+            by_phase.setdefault(phases.phase(step).name.lower(), []).append(row[name] / row[STOCK])
+        figures[name] = {
+            "whole_run_over_stock": sum(row[name] for row in times) / sum(row[STOCK] for row in times),
+            "step_over_stock": {phase: statistics.median(ratios) for phase, ratios in by_phase.items()},
+            "final_phase_begins_at": phases.bounds(Phase.FINAL)[0] / args.steps,
+        }
+        print(name, json.dumps(figures[name], indent=2))
+    shared = {name: getattr(args, name) for name in ("density", "steps", "batch", "length")}
+    print(f"written: {write_result({**shared, 'results': figures}, name=args.result)}")
+
+
+if __name__ == "__main__":
+    main()
