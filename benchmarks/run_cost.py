@@ -1,6 +1,6 @@
 """What a whole pruning run costs, and a step of it once masks are final, over dense fine-tuning.
 
-MiniLM-L6 shapes, random weights and tokens, on which speed does not depend; preset default. The runs are taken
+MiniLM-L6 shapes, random weights and tokens, on which speed does not depend; preset default. Runs are taken
 step by step in turn with as many dense steps, so that a drifting machine slows all alike.
 """
 
