@@ -7,7 +7,7 @@ user's optimizer; scores and thresholds are buffers that the method updates from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Gate(nn.Module):
         self.register_buffer("scores", torch.zeros(units, dtype=torch.float32, device=device))
         self.mask: Tensor | None = None
         self._open: tuple[Tensor, int, bool] | None = None
+        self._units: tuple[Tensor, int, Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Gate:
@@ -80,6 +81,15 @@ class Gate(nn.Module):
             self._open = (keep, keep._version, bool(keep.all()))
         return self._open[2]
 
+    @property
+    def kept_and_removed(self) -> tuple[Tensor, Tensor]:
+        """Indices of the units that are kept and of the others; looked up as :attr:`open` is."""
+        keep = self.keep
+        if self._units is None or self._units[0] is not keep or self._units[1] != keep._version:
+            kept, removed = keep.nonzero().flatten(), keep.logical_not().nonzero().flatten()
+            self._units = (keep, keep._version, kept, removed)
+        return self._units[2:]
+
 
 def _check_units(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
     """Say what a mask of another size means, before torch lists every tensor of that size."""
@@ -100,11 +110,33 @@ class GateOf:
         gate: the units.
         span: rows or columns that each of them owns, in each part.
         masked: for each equal part of the matrix, whether the mask multiplies it.
+        heard: whether the outputs of removed units in other parts reach the loss.
     """
 
     gate: Gate
     span: int
     masked: tuple[bool, ...] = (True,)
+    heard: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether the gradient of the mask is wanted."""
+        return self.gate.mask is not None
+
+    def places(self) -> Tensor | None:
+        """Rows or columns of all parts that get gradients, increasing; ``None`` for all."""
+        if self.gate.open or self.heard:
+            return None
+        return self._places(self.gate.kept_and_removed[0], range(len(self.masked)))
+
+    def zeros(self) -> Tensor | None:
+        """Rows that the mask makes 0, increasing; ``None`` if there are none."""
+        parts = [index for index, masked in enumerate(self.masked) if masked]
+        return None if self.gate.open or not parts else self._places(self.gate.kept_and_removed[1], parts)
+
+    def _places(self, units: Tensor, parts: Iterable[int]) -> Tensor:
+        within = (units[:, None] * self.span + torch.arange(self.span, device=units.device)).flatten()
+        return torch.cat([within + index * self.gate.units * self.span for index in parts])
 
     def keep(self) -> Tensor:
         """bool, one entry per row or column of all parts."""

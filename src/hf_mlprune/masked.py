@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from .budgets.weights import block_weights
 from .gates import Gate, GateOf
+from .learning import LearningLinear, Places
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class MaskedLinear(nn.Linear):
 
         Where :attr:`Masks.kept` says so, only kept features come in and are put out.
         """
+        if self._learns():
+            return self._learn(x)
         masks, kept = self.masks, self.masks.kept or Kept()
         weight: Tensor = kept.of(self.weight)
         bias: Tensor = self.bias
@@ -138,4 +141,23 @@ class MaskedLinear(nn.Linear):
         y = functional.linear(x, weight, bias)
         if kept.scatter and kept.rows is not None:
             return y.new_zeros(*y.shape[:-1], self.out_features).index_copy(-1, kept.rows.to(y.device), y)
+        return y
+
+    def _learns(self) -> bool:
+        """Whether masks of rows or columns learn, and nothing else is in the way."""
+        masks = self.masks
+        learning = any(side is not None and side.learns for side in (masks.rows, masks.columns))
+        # Which units are kept depends on values, which a compiled graph does not see.
+        if not (learning and self.training) or torch.compiler.is_compiling():
+            return False
+        return masks.kept is None and (masks.blocks is None or masks.blocks.current() is None)
+
+    def _learn(self, x: Tensor) -> Tensor:
+        rows, columns = self.masks.rows, self.masks.columns
+        places = Places(
+            rows=rows.places() if rows else None,
+            removed=rows.zeros() if rows else None,
+            columns=columns.places() if columns else None,
+        )
+        y: Tensor = LearningLinear.apply(x, self.weight, self.bias, rows.current() if rows else None, places)
         return y

@@ -209,7 +209,9 @@ def _masks_of(
     rows = columns = None
     if matrix.rows in gates:
         masked = tuple(mask_queries_and_keys or part not in SCORING for part in dense.parts(name))
-        rows = GateOf(gates[matrix.rows], dense.span(matrix.rows), masked)
+        # The attention term compares all heads, kept or not.
+        heard = config.attention_weight > 0 and not all(masked)
+        rows = GateOf(gates[matrix.rows], dense.span(matrix.rows), masked, heard)
     if matrix.columns != HIDDEN and matrix.columns in gates:
         columns = GateOf(gates[matrix.columns], dense.span(matrix.columns))
     return Masks(rows, columns, gates.get(f"blocks_{name}"), config.block_shape)

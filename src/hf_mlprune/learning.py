@@ -1,0 +1,103 @@
+"""A linear while its masks learn.
+
+Removed units are computed forward, as their masks' gradients say whether they should come back. Nothing else
+of them is: their weights get no gradient, and zeros are not multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Places:
+    """Rows and columns of a matrix under masks that learn; int64, increasing; ``None`` for all.
+
+    Attributes:
+        rows: those that get gradients.
+        removed: rows whose outputs are 0. They and ``rows`` need not be all: the query and key of a removed
+            head are computed, and change nothing.
+        columns: those whose inputs are not 0.
+    """
+
+    rows: Tensor | None
+    removed: Tensor | None
+    columns: Tensor | None
+
+
+class LearningLinear(torch.autograd.Function):
+    """``mask · (x Wᵀ + b)``, and the gradients of input, kept weights, kept biases and mask."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, places: Places
+    ) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``.
+
+        Args:
+            ctx: torch's.
+            x: 0 in all columns but ``places.columns``.
+            weight: ``(out_features, in_features)``.
+            bias: ``(out_features,)``.
+            mask: ``(out_features,)``, 0 in ``places.removed`` and 1 elsewhere; only its gradient matters.
+            places: what is kept.
+        """
+        inputs = x.reshape(-1, x.shape[-1])
+        kept_inputs = _take(inputs, 1, places.columns)
+        y = functional.linear(kept_inputs, _take(weight, 1, places.columns), bias)
+        unmasked = None
+        if places.removed is not None:
+            unmasked = y.index_select(1, places.removed)
+            y.index_fill_(1, places.removed, 0.0)
+        ctx.places, ctx.shape, ctx.dtype = places, x.shape, x.dtype
+        ctx.masked, ctx.biased = mask is not None, bias is not None
+        out = y.view(*x.shape[:-1], y.shape[-1])
+        # Under autocast products are computed in another dtype than inputs have.
+        ctx.save_for_backward(kept_inputs.to(y.dtype), weight, unmasked, out if ctx.masked else None)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias and mask."""
+        inputs, weight, unmasked, out = ctx.saved_tensors
+        places: Places = ctx.places
+        of_x, of_weight, of_bias, of_mask, _ = ctx.needs_input_grad
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        kept = _take(gradient, 1, places.rows)
+        found: list[Tensor | None] = [None] * 5
+        if of_x:
+            product = kept @ _take(weight, 0, places.rows).to(kept.dtype)
+            found[0] = product.view(ctx.shape).to(ctx.dtype)
+        if of_weight:
+            product = (kept.T @ inputs).to(weight.dtype)
+            found[1] = _put(product, weight.shape, (places.rows, places.columns))
+        if of_bias:
+            found[2] = _put(kept.sum(0, dtype=weight.dtype), weight.shape[:1], (places.rows,))
+        if of_mask:
+            # In float32, as masks are.
+            of_units = (gradient * out.view_as(gradient)).sum(0, dtype=torch.float32)
+            if places.removed is not None:
+                removed = gradient.index_select(1, places.removed) * unmasked
+                of_units.index_copy_(0, places.removed, removed.sum(0, dtype=torch.float32))
+            found[3] = of_units
+        return tuple(found)
+
+
+def _take(matrix: Tensor, dim: int, places: Tensor | None) -> Tensor:
+    return matrix if places is None else matrix.index_select(dim, places)
+
+
+def _put(values: Tensor, shape: torch.Size, places: tuple[Tensor | None, ...]) -> Tensor:
+    """Values at their places along each dimension, among zeros."""
+    for dim, at in reversed(list(enumerate(places))):
+        if at is not None:
+            wide = values.new_zeros(*values.shape[:dim], shape[dim], *values.shape[dim + 1 :])
+            values = wide.index_copy_(dim, at, values)
+    return values
