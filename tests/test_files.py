@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from fuzz.__main__ import CORPUS, fuzz
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.config import LEVELS
+from hf_mlprune.files import write_folder, write_json
 from hf_mlprune.modeling.checkpoint import PARTIAL, WHOLE, weight_files
 from hf_mlprune.modeling.structure import fingerprint, format_ranges, parse_ranges
 from support.models import assert_same_outputs, make_batch, make_model, prune
@@ -97,6 +98,7 @@ from support.models import make_model, prune
 from support.training import make_trainer
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.config import LEVELS
+from hf_mlprune.files import write_folder, write_json
 disk = Path(sys.argv[1])
 model = make_model()
 prune(model, PruningConfig.create(0.3))
@@ -331,3 +333,32 @@ def test_a_file_where_the_folder_should_be(tmp_path):
 def test_an_evaluation_needs_no_folder_that_can_be_written(tmp_path):
     trainer = make_trainer(tmp_path / "never", make_model(), PruningCallback(density=0.3))
     trainer.evaluate()
+
+
+def test_folders_of_others_beside_one_that_is_replaced_stay(tmp_path):
+    for name in ("served.old-20260101", "served.partial-mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "served.old-notes").write_text("mine")
+    left = tmp_path / f"served.partial-{'0' * 32}"
+    left.mkdir()
+    for text in ("first", "second"):
+        write_folder(tmp_path / "served", lambda partial, text=text: write_json(partial / "a.json", text))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"served", "served.old-20260101", "served.partial-mine", "served.old-notes"}
+    assert json.loads((tmp_path / "served" / "a.json").read_text()) == "second"
+
+
+def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path, monkeypatch):
+    write_folder(tmp_path / "served", lambda partial: write_json(partial / "a.json", "first"))
+    replace = Path.replace
+
+    def interrupted(path, target):
+        if ".partial-" in path.name and path.is_dir():
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "served", lambda partial: write_json(partial / "a.json", "second"))
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+    assert json.loads((tmp_path / "served" / "a.json").read_text()) == "first"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,20 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not by process number: in containers it repeats, and what a killed process left would be in the way.
-    partial = path.with_name(f"{path.name}.partial-{uuid4().hex[:8]}")
+    partial = path.with_name(f"{path.name}.partial-{uuid4().hex}")
+    replaced = path.with_name(f"{path.name}.old-{uuid4().hex}")
     partial.mkdir()
     try:
         write(partial)
         if path.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f"{path.name}.old-", dir=path.parent))
             path.replace(replaced)
         partial.replace(path)
-        # With what killed processes left.
-        for stale in (*path.parent.glob(f"{path.name}.partial-*"), *path.parent.glob(f"{path.name}.old-*")):
+        # With what killed processes left, and nothing that somebody else named.
+        own = re.compile(re.escape(path.name) + r"\.(partial|old)-[0-9a-f]{32}")
+        for stale in [folder for folder in path.parent.iterdir() if own.fullmatch(folder.name)]:
             shutil.rmtree(stale)
     except BaseException:
+        if replaced.exists() and not path.exists():
+            replaced.replace(path)
         shutil.rmtree(partial, ignore_errors=True)
         raise
