@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from families import TABLE
 from hf_mlprune import PruningConfig, export, shrink
 from hf_mlprune.exporting.export import ENGINES
+from hf_mlprune.exporting.metric import points_lost
 from hf_mlprune.exporting.report import REPORT_FILE
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
@@ -216,13 +217,83 @@ def test_a_folder_is_exported_with_its_tokenizer(tmp_path):
     export(str(tmp_path / "served"), tmp_path / "served", "stock", latency=())
 
 
+BATCH = make_batch("sequence")
 REFUSED = {
     "engine": ({"to": "tensorrt"}, ValueError, r"to: expected one of \['onnx', .*got 'tensorrt'"),
-    "recipe": ({"int8": "int4"}, ValueError, r"int8: expected one of \['dynamic', 'static'\], got 'int4'"),
+    "recipe": (
+        {"int8": "int4"},
+        ValueError,
+        r"int8: expected False, True or one of \['dynamic', 'static'\], got 'int4'",
+    ),
     "no recipe": ({"to": "stock", "int8": True}, ValueError, r'expected False for to="stock"'),
     "no data": ({"to": "openvino", "int8": True}, ValueError, "static int8 is calibrated; pass data="),
     "empty data": ({"data": []}, ValueError, "data: expected batches, got none"),
     "other data": ({"data": [{"text": 1}]}, ValueError, r"data: expected .*\['input_ids'.*\['text'\]"),
+    "engines": ({"to": ["onnx"]}, ValueError, "to: expected one of .*got \\['onnx'\\]"),
+    "one batch": ({"data": BATCH}, TypeError, "data: expected several batches, .*got dict"),
+    "tuples": (
+        {"data": [tuple(BATCH.values())]},
+        TypeError,
+        "data: expected batches that are dicts.*got tuple",
+    ),
+    "rows": (
+        {"data": [{k: x[0] for k, x in BATCH.items()}]},
+        ValueError,
+        r"input_ids of 2 axes, .*got shape \(12,\); a dataset of single rows must be batched",
+    ),
+    "too long": (
+        {"data": [{k: x.repeat(1, 4) for k, x in inputs_of(BATCH).items()}]},
+        ValueError,
+        r"data: expected input_ids with rows of 32 tokens at most, got shape \(4, 48\)",
+    ),
+    "some labels": (
+        {"data": [BATCH, inputs_of(BATCH)]},
+        ValueError,
+        r"\['labels'\] in every batch, got \[\] in 1",
+    ),
+    "scores": (
+        {"int8": True, "data": [{**BATCH, "labels": torch.ones(4, 3).long()}]},
+        ValueError,
+        r"one class as label of each row of logits, got .*\(4, 3\) and labels of int64 \(4, 3\); pass",
+    ),
+    "another figure": (
+        {"int8": True, "data": [BATCH], "metric": "f1"},
+        ValueError,
+        r"which of \['accuracy'\] counts, got 'f1'",
+    ),
+    "metric alone": (
+        {"int8": True, "metric": "f1"},
+        ValueError,
+        "metric: expected data with labels .*got no data",
+    ),
+    "metric of what": (
+        {"compute_metrics": len, "data": [inputs_of(BATCH)]},
+        ValueError,
+        r"compute_metrics: expected data with labels .*got batches with \['attention_mask', 'input_ids'\]",
+    ),
+    "no function": (
+        {"compute_metrics": "f1", "data": [BATCH]},
+        TypeError,
+        "compute_metrics: expected a function",
+    ),
+    "no number": ({"max_drop": float("nan")}, ValueError, "max_drop: expected points, 0 or more, got nan"),
+    "text": ({"max_drop": "0.5"}, ValueError, "max_drop: expected points, 0 or more, got '0.5'"),
+    "one size": (
+        {"latency": (1, 128)},
+        ValueError,
+        r"latency: expected pairs of rows and tokens, .*\(1, 128\)",
+    ),
+    "no rows": (
+        {"latency": ((0, 8),)},
+        ValueError,
+        "latency: expected pairs of rows and tokens, each 1 or more",
+    ),
+    "threads": ({"threads": -1}, ValueError, "threads: expected 1 or more, or None"),
+    "tokenizer": (
+        {"processing_class": "bert"},
+        TypeError,
+        "processing_class: expected a tokenizer .*got str",
+    ),
 }
 
 
@@ -250,6 +321,75 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path):
     with pytest.raises(FileExistsError, match="expected a new folder, or one that export wrote"):
         export(pruned("rows"), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "my own words"
+
+
+def test_a_file_put_beside_an_export_stays(tmp_path):
+    model = pruned("rows")
+    export(model, tmp_path / "served", "stock", latency=())
+    (tmp_path / "served" / "thesis.txt").write_text("my own words")
+    with pytest.raises(FileExistsError, match=r"something else \(thesis.txt\)"):
+        export(model, tmp_path / "served", "stock", latency=())
+    assert (tmp_path / "served" / "thesis.txt").read_text() == "my own words"
+
+
+def test_folders_are_refused_before_the_work(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)  # Would be refused, but later.
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        export(model, tmp_path / "file" / "served")
+    for nothing in (None, ""):
+        with pytest.raises(TypeError, match="folder: expected the path of a folder"):
+            export(model, nothing)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FileExistsError, match="where this runs"):
+        export(model, ".")
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "served").symlink_to(tmp_path / "disk")
+    export(pruned("rows"), tmp_path / "served", "stock", latency=())
+    assert (tmp_path / "served").is_symlink()
+    assert (tmp_path / "disk" / REPORT_FILE).is_file()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"model: expected a folder or hub name, got .*where nothing is"
+    ):
+        export(tmp_path / "missing", tmp_path / "served")
+
+
+def test_points_are_those_of_the_metric_before():
+    # Hundredths of one and units of the other would differ by 88.5, in the wrong direction.
+    assert points_lost(-0.9, -1.5) == pytest.approx(60)
+    assert points_lost(1.2, 0.9) == pytest.approx(0.3)
+    assert points_lost(0.9, 0.8) == pytest.approx(10)
+
+
+def test_a_metric_that_is_no_number_is_refused(tmp_path):
+    settings = {"int8": True, "data": [BATCH], "latency": ()}
+    with pytest.raises(ValueError, match="expected f1 to be a number, got nan"):
+        export(pruned("rows"), tmp_path / "served", compute_metrics=lambda _: {"f1": np.nan}, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_other_types_are_taken(tmp_path):
+    data = [{name: x.int() for name, x in BATCH.items()}]
+    found = export(pruned("rows"), tmp_path / "served", int8=True, data=data, max_drop=100, latency=())
+    assert found.int8.metric is not None
+
+
+def test_a_sentence_model_of_the_hub_is_read_as_one(tmp_path, monkeypatch):
+    import sentence_transformers
+
+    from hf_mlprune.exporting import source
+
+    (tmp_path / source.SENTENCES).write_text('{"model_type": "SparseEncoder"}')
+    monkeypatch.setattr(source, "cached_file", lambda *_, **__: str(tmp_path / source.SENTENCES))
+    monkeypatch.setattr(sentence_transformers, "SparseEncoder", lambda name, device: (name, device))
+    assert source._load("some/model", None) == (("some/model", "cpu"), None)
 
 
 def test_an_export_that_computes_something_else_is_not_written(tmp_path):

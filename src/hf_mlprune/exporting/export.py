@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..files import write_folder, write_json
-from . import folders, onnx, openvino, programs
+from . import checking, folders, onnx, openvino, programs
 from .engine import Engine, Layers, Runner, check_installed, reference
 from .int8 import Gate
 from .measuring import EXPORT, ServingLatency, measure
@@ -69,7 +69,8 @@ def export(
             calibrated on, and with labels what quality is judged by.
         compute_metrics: as for the Trainer; accuracy if it is left out.
         metric: which of its figures counts; larger is better.
-        max_drop: most that int8 may lose, in points: hundredths of a metric between -1 and 1, else its units.
+        max_drop: most that int8 may lose, in points: hundredths of a metric that was between -1 and 1 in
+            float, else its units.
             Layers that hurt most stay float until it is kept; if none may be quantized, the export is float.
         processing_class: tokenizer or image processor to save beside; that of the folder if left out.
         latency: rows and tokens per row to measure; empty to measure nothing.
@@ -82,19 +83,23 @@ def export(
         TypeError: a model that cannot be exported.
         ValueError: an engine or recipe that is not known, or data that do not fit.
         FileExistsError: the folder holds something else.
+        FileNotFoundError: there is no such folder as the model's.
         ImportError: the engine is not installed.
         RuntimeError: the export computes something else than the model. Nothing is written then.
     """
-    target = Path(folder)
     engine = _engine(to)
     recipe = _recipe(to, int8, has_data=data is not None)
-    _check_folder(target)
+    target = checking.target_of(folder)
+    checking.check_numbers(latency, threads, max_drop)
     check_installed((*engine.packages, *(("nncf",) if recipe and to == "openvino" else ())))
-    batches = None if data is None else list(data)
-    if batches == []:
-        raise ValueError("data: expected batches, got none")
+    batches = None if data is None else checking.read_batches(data)
+    checking.check_metric(batches, compute_metrics, metric)
     source = read_source(model, processing_class, batches[0] if batches else None)
     judge = None if batches is None else Judge(batches, source.names, compute_metrics, metric)
+    if judge is not None:
+        checking.check_batches(source, judge.batches)
+        if recipe:
+            judge.check(reference(source))
     threads = threads or torch.get_num_threads()
     with tempfile.TemporaryDirectory() as work:
         floats = final = Path(work) / "float"
@@ -124,7 +129,7 @@ def export(
 
 
 def _engine(to: str) -> Engine:
-    if to not in ENGINES:
+    if not isinstance(to, str) or to not in ENGINES:
         raise ValueError(f"to: expected one of {list(ENGINES)}, got {to!r}")
     return ENGINES[to]
 
@@ -136,25 +141,13 @@ def _recipe(to: str, int8: bool | str, *, has_data: bool) -> str:
     known = [recipe for engine, recipe in RECIPES if engine == to]
     recipe = known[0] if int8 is True and known else int8
     if recipe not in known:
-        instead = (
-            f"expected one of {known}" if known else f'expected False for to="{to}", which has no int8 recipe'
-        )
-        raise ValueError(
-            f'int8: {instead}, got {int8!r}; to="onnx" has {[r for e, r in RECIPES if e == "onnx"]}'
-        )
+        expected = f"False, True or one of {known}"
+        if not known:
+            expected = f'False for to="{to}", which has no int8 recipe'
+        raise ValueError(f"int8: expected {expected}, got {int8!r}")
     if recipe == "static" and not has_data:
         raise ValueError("int8: static int8 is calibrated; pass data=... with batches, labelled or not")
     return str(recipe)
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_FILE).is_file()
-    ):
-        raise FileExistsError(
-            f"folder: expected a new folder, or one that export wrote (with {REPORT_FILE}), got {folder}, "
-            "which holds something else; name another one"
-        )
 
 
 def _gate(

@@ -11,7 +11,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .engine import Layers, Runner
-from .metric import Judge, points
+from .metric import Judge, points_lost
 from .source import Inputs
 
 logger = logging.get_logger(__name__)
@@ -111,7 +111,7 @@ class Gate:
         )
 
     def _passes(self, found: Int8Result) -> bool:
-        return found.metric is None or points(found.metric[0]) - points(found.metric[1]) <= self.max_drop
+        return found.metric is None or points_lost(*found.metric) <= self.max_drop
 
     def _sensitivity(self, floats: Path, folder: Path, expected: Runner) -> dict[str, float]:
         """Layer -> difference if it alone is quantized, the largest first."""

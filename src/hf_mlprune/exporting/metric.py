@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import EvalPrediction
 
 from .engine import Outputs, Runner
@@ -48,14 +49,38 @@ class Judge:
         predictions, labels = [], []
         for batch in self.batches:
             predictions.append(_predictions(run(inputs_of(batch, self.names))))
-            labels.append(tuple(np.asarray(batch[name]) for name in LABELS if name in batch))
+            labels.append(_labels_of(batch))
         found = EvalPrediction(
             predictions=_joined(predictions),
             label_ids=_joined(labels),
         )
         return self._chosen(accuracy(found) if self.compute_metrics is None else self.compute_metrics(found))
 
+    def check(self, run: Runner) -> None:
+        """Refuse early, by the first batch, what accuracy cannot be taken of.
+
+        Raises:
+            ValueError: see :func:`accuracy`; or the metric is another.
+        """
+        if self.compute_metrics is not None or not self.has_labels:
+            return
+        outputs = run(inputs_of(self.batches[0], self.names))
+        found = _predictions(outputs)
+        if not all(name.endswith("logits") for name in outputs if "." not in name):
+            raise ValueError(
+                f"data: expected logits to compare labels with, got a model that puts out {sorted(outputs)}; "
+                "pass compute_metrics=..., or data without labels"
+            )
+        _pairs(_joined([found]), _joined([_labels_of(self.batches[0])]))
+        if self.metric not in (None, "accuracy"):
+            self._chosen({"accuracy": 0.0})
+
     def _chosen(self, figures: Mapping[str, float]) -> float:
+        if not isinstance(figures, Mapping):
+            raise TypeError(
+                "compute_metrics: expected a function that returns a dict of figures, "
+                f"got one that returns {type(figures).__name__}"
+            )
         name = self.metric
         if name is None and len(figures) == 1:
             name = next(iter(figures))
@@ -63,32 +88,61 @@ class Judge:
             raise ValueError(
                 f"metric: expected which of {sorted(figures)} counts, got {self.metric!r}; pass metric=..."
             )
-        return float(figures[name])
+        figure = float(figures[name])
+        if not np.isfinite(figure):
+            raise ValueError(f"metric: expected {name} to be a number, got {figure}; look at labels in data")
+        return figure
 
 
 def accuracy(found: EvalPrediction) -> dict[str, float]:
     """Share of right classes, of those that count.
 
     Raises:
-        ValueError: the labels are no classes.
+        ValueError: the labels are no classes, or none counts.
     """
-    logits, labels = found.predictions, found.label_ids
+    pairs = _pairs(found.predictions, found.label_ids)
+    right: Any = True
+    for scores, wanted in pairs:
+        right = right & (scores.argmax(axis=-1) == wanted)
+    counted = right[pairs[0][1] != IGNORED]
+    if not counted.size:
+        raise ValueError(f"data: expected labels, got only {IGNORED}, which does not count")
+    return {"accuracy": float(counted.mean())}
+
+
+def _pairs(logits: Any, labels: Any) -> list[tuple[Any, Any]]:
+    """Logits and the classes that they are of."""
     # Two of each for spans: where they start, and where they end.
     several = isinstance(logits, tuple) and isinstance(labels, tuple)
     pairs = list(zip(logits, labels, strict=True)) if several else [(logits, labels)]
-    right: Any = True
     for scores, wanted in pairs:
-        if isinstance(scores, tuple) or not np.issubdtype(np.asarray(wanted).dtype, np.integer):
+        if (
+            isinstance(scores, tuple)
+            or isinstance(wanted, tuple)
+            or not np.issubdtype(wanted.dtype, np.integer)
+            or scores.shape[:-1] != wanted.shape
+            or scores.shape[-1] < 2
+        ):
             raise ValueError(
-                "metric: expected classes as labels and one output of logits; pass compute_metrics=..."
+                "metric: expected one class as label of each row of logits, got logits of "
+                f"{_shapes(scores)} and labels of {_shapes(wanted)}; pass compute_metrics=..."
             )
-        right = right & (scores.argmax(axis=-1) == wanted)
-    return {"accuracy": float(right[np.asarray(pairs[0][1]) != IGNORED].mean())}
+    return pairs
 
 
-def points(metric: float) -> float:
-    """A metric in points: hundredths where it lies between -1 and 1, else what it is."""
-    return metric * 100 if abs(metric) <= 1 else metric
+def _shapes(values: Any) -> str:
+    if isinstance(values, tuple):
+        return " and ".join(map(_shapes, values))
+    return f"{values.dtype} {values.shape}"
+
+
+def _labels_of(batch: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], ...]:
+    return tuple(torch.as_tensor(batch[name]).detach().cpu().numpy() for name in LABELS if name in batch)
+
+
+def points_lost(before: float, after: float) -> float:
+    """What a metric lost, in points: hundredths if it lay between -1 and 1 before, else its own units."""
+    return (before - after) * (100 if abs(before) <= 1 else 1)
 
 
 def _predictions(outputs: Outputs) -> tuple[np.ndarray[Any, Any], ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
 
 from ..encoders import Encoder, inspect_encoder, random_batch
 from ..families import FAMILIES, head_of
@@ -110,6 +111,11 @@ def read_source(model: Any, processor: Any, given: Iterable[str] | None = None) 
         TypeError: it is none of these, or still has masks.
         ValueError: the folder holds something else.
     """
+    if processor is not None and not hasattr(processor, "save_pretrained"):
+        raise TypeError(
+            "processing_class: expected a tokenizer or image processor of transformers, got "
+            f"{type(processor).__name__}; such as AutoTokenizer.from_pretrained(...)"
+        )
     if isinstance(model, (str, Path)):
         model, processor = _load(str(model), processor)
     package = type(model).__module__.partition(".")[0]
@@ -139,13 +145,23 @@ def _plain_copy(model: nn.Module) -> Any:
 
 def _load(source: str, processor: Any) -> tuple[Any, Any]:
     """What a folder or hub name holds, and its processor."""
-    sentences = Path(source) / SENTENCES
-    if sentences.is_file():
+    looks_local = Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if looks_local and not Path(source).exists():
+        raise FileNotFoundError(f"model: expected a folder or hub name, got {source}, where nothing is")
+    # Of the hub, too: without it, only the transformers model in it would be exported.
+    sentences = cached_file(
+        source,
+        SENTENCES,
+        _raise_exceptions_for_missing_entries=False,
+        # A model of the cache need not have it; one that is nowhere is refused below.
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if sentences is not None:
         import sentence_transformers
 
         kinds = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
         # Of versions before 5, which had no others.
-        kind = json.loads(sentences.read_text(encoding="utf-8")).get("model_type", kinds[0])
+        kind = json.loads(Path(sentences).read_text(encoding="utf-8")).get("model_type", kinds[0])
         if kind not in kinds:
             raise ValueError(f"{sentences}: expected a model_type of {list(kinds)}, got {kind!r}")
         return getattr(sentence_transformers, kind)(source, device="cpu"), processor
@@ -213,7 +229,7 @@ def _input_names(
 
 
 def inputs_of(batch: Mapping[str, Any], names: Sequence[str]) -> Inputs:
-    """Those of a batch that a model reads, as tensors.
+    """Those of a batch that a model reads, as tensors of the types that engines take, on the CPU.
 
     Raises:
         ValueError: one is missing.
@@ -221,4 +237,5 @@ def inputs_of(batch: Mapping[str, Any], names: Sequence[str]) -> Inputs:
     missing = [name for name in names if name not in batch]
     if missing:
         raise ValueError(f"data: expected batches with {list(names)}, got one with {sorted(batch)}")
-    return {name: torch.as_tensor(batch[name]) for name in names}
+    tensors = {name: torch.as_tensor(batch[name]).detach().cpu() for name in names}
+    return {name: x.float() if x.is_floating_point() else x.long() for name, x in tensors.items()}
