@@ -159,5 +159,5 @@ class MaskedLinear(nn.Linear):
             removed=rows.zeros() if rows else None,
             columns=columns.places() if columns else None,
         )
-        y: Tensor = LearningLinear.apply(x, self.weight, self.bias, rows.current() if rows else None, places)
-        return y
+        mask = rows.current() if rows else None
+        return LearningLinear.apply(x, self.weight, self.bias, mask, places)  # type: ignore[no-any-return, no-untyped-call]
