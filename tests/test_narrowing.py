@@ -10,7 +10,7 @@ from hf_mlprune import PruningConfig, advance, attach, collect, report, shrink, 
 from hf_mlprune.config import LEVELS, ROW_SITES
 from hf_mlprune.narrowing import compute_all, compute_kept
 from hf_mlprune.state import pruning_state
-from support.models import loss_of, make_batch, make_model
+from support.models import assert_same_outputs, loss_of, make_batch, make_model
 
 STEPS = 24
 KINDS = {
@@ -125,6 +125,26 @@ def test_a_new_run_begins_with_everything():
     assert masked[0].isfinite()
     batch = make_batch()
     torch.testing.assert_close(model.float()(**batch).logits, dense.eval()(**batch).logits)
+
+
+@each_family
+def test_it_is_saved_as_the_masked_model(family, tmp_path):
+    model = make_model(family=family)
+    run(model, family, PruningConfig.create(0.3, row_sites=ROW_SITES))
+    model.float().save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert_same_outputs(model, loaded, make_batch(family=family))
+
+
+def test_attentions_are_those_of_the_kept_heads():
+    model = make_model()
+    run(model, "bert", PruningConfig.create(0.3))
+    kept = [pruning_state(model).kept_structure(index).widths["heads"] for index in range(2)]
+    model.set_attn_implementation("eager")
+    found = model.float().eval()(**make_batch(), output_attentions=True).attentions
+    assert [weights.shape[1] for weights in found] == kept
 
 
 def test_heads_stay_where_the_attention_term_compares_them():
