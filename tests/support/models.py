@@ -14,6 +14,7 @@ from families import TABLE
 from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
 from hf_mlprune.families import FAMILIES, find_encoders
 from hf_mlprune.modeling.family import Family, Head
+from hf_mlprune.narrowing import compute_all
 from hf_mlprune.state import pruning_state
 
 VOCABULARY = 64
@@ -194,6 +195,8 @@ def clone(model: nn.Module) -> nn.Module:
 
 def shrink_without(model, empty, layer: int = 1) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The masked model and its pruned form, when all units of some gates of a layer are gone."""
+    # A run that is over computes what its masks kept.
+    compute_all(pruning_state(model))
     for name in empty:
         gate = pruning_state(model).gates(layer)[name]
         gate.set_keep(torch.zeros(gate.units, dtype=torch.bool))
