@@ -41,7 +41,7 @@ def run_example(name: str, folder: Path, *options: str) -> str:
 
 
 def test_text_classification(tiny_bert, folder):
-    steps = ("--dense-steps", "20", "--pruning-steps", "24")
+    steps = ("--dense-steps", "20", "--pruning-steps", "24", "--max-length", "24")
     said = run_example("text_classification", folder, "--model", str(tiny_bert), *steps)
     assert re.search(r"accuracy, held-out split\W+\d+\.\d%\W+\d+\.\d%", said)
     assert re.search(r"is '(business|entertainment|politics|sport|tech)'", said)
@@ -67,7 +67,7 @@ def test_sentence_embeddings(tiny_bert, folder):
 
 
 def test_reranker(tiny_bert, folder):
-    steps = ("--dense-steps", "20", "--pruning-steps", "24")
+    steps = ("--dense-steps", "20", "--pruning-steps", "24", "--max-length", "24")
     result = folder / "figures.json"
     options = ("--model", str(tiny_bert), *steps, "--result", str(result))
     run_example("reranker", folder, *options)
