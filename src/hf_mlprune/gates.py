@@ -34,7 +34,6 @@ class Gate(nn.Module):
         # Of float32 whatever the model is: steps of scores and thresholds vanish in bfloat16.
         self.register_buffer("scores", torch.zeros(units, dtype=torch.float32, device=device))
         self.mask: Tensor | None = None
-        self._open: tuple[Tensor, int, bool] | None = None
         self._units: tuple[Tensor, int, Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
 
@@ -75,15 +74,15 @@ class Gate(nn.Module):
 
     @property
     def open(self) -> bool:
-        """Whether every unit is kept; looked up again whenever the mask was written or replaced."""
-        keep = self.keep
-        if self._open is None or self._open[0] is not keep or self._open[1] != keep._version:
-            self._open = (keep, keep._version, bool(keep.all()))
-        return self._open[2]
+        """Whether every unit is kept."""
+        return not len(self.kept_and_removed[1])
 
     @property
     def kept_and_removed(self) -> tuple[Tensor, Tensor]:
-        """Indices of the units that are kept and of the others; looked up as :attr:`open` is."""
+        """Indices of the units that are kept, and of the others.
+
+        They are looked up again whenever the mask was written or replaced.
+        """
         keep = self.keep
         if self._units is None or self._units[0] is not keep or self._units[1] != keep._version:
             kept, removed = keep.nonzero().flatten(), keep.logical_not().nonzero().flatten()

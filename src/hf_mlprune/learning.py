@@ -49,8 +49,8 @@ class LearningLinear(torch.autograd.Function):
             places: what is kept.
         """
         inputs = x.reshape(-1, x.shape[-1])
-        kept_inputs = _take(inputs, 1, places.columns)
-        y = functional.linear(kept_inputs, _take(weight, 1, places.columns), bias)
+        kept_inputs = take(inputs, 1, places.columns)
+        y = functional.linear(kept_inputs, take(weight, 1, places.columns), bias)
         unmasked = None
         if places.removed is not None:
             unmasked = y.index_select(1, places.removed)
@@ -70,10 +70,10 @@ class LearningLinear(torch.autograd.Function):
         places: Places = ctx.places
         of_x, of_weight, of_bias, of_mask, _ = ctx.needs_input_grad
         gradient = gradient.reshape(-1, gradient.shape[-1])
-        kept = _take(gradient, 1, places.rows)
+        kept = take(gradient, 1, places.rows)
         found: list[Tensor | None] = [None] * 5
         if of_x:
-            product = kept @ _take(weight, 0, places.rows).to(kept.dtype)
+            product = kept @ take(weight, 0, places.rows).to(kept.dtype)
             found[0] = product.view(ctx.shape).to(ctx.dtype)
         if of_weight:
             product = (kept.T @ inputs).to(weight.dtype)
@@ -90,8 +90,9 @@ class LearningLinear(torch.autograd.Function):
         return tuple(found)
 
 
-def _take(matrix: Tensor, dim: int, places: Tensor | None) -> Tensor:
-    return matrix if places is None else matrix.index_select(dim, places)
+def take(matrix: Tensor, dim: int, places: Tensor | None) -> Tensor:
+    """Entries of one dimension at their places, which may lie on another device; ``None`` for all."""
+    return matrix if places is None else matrix.index_select(dim, places.to(matrix.device))
 
 
 def _put(values: Tensor, shape: torch.Size, places: tuple[Tensor | None, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .budgets.weights import block_weights
 from .gates import Gate, GateOf
-from .learning import LearningLinear, Places
+from .learning import LearningLinear, Places, take
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class Kept:
 
     def of(self, weight: Tensor) -> Tensor:
         """That part of a matrix ``(rows, columns)``."""
-        for dim, places in enumerate((self.rows, self.columns)):
-            weight = weight if places is None else weight.index_select(dim, places.to(weight.device))
-        return weight
+        return take(take(weight, 0, self.rows), 1, self.columns)
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class MaskedLinear(nn.Linear):
             blocks = -(-int(keep.sum()) // block)
             sides.append(functional.one_hot(block_of, max(blocks, 1))[:, :blocks] * keep[:, None])
         dtype, kept = self.weight.dtype, self.masks.kept or Kept()
-        first, second = Kept(rows=kept.rows).of(sides[0]), Kept(columns=kept.columns).of(sides[1].T)
+        first, second = take(sides[0], 0, kept.rows), take(sides[1].T, 1, kept.columns)
         return first.to(dtype), second.contiguous().to(dtype)
 
     def _block_mask(self) -> Tensor | None:
@@ -130,7 +128,7 @@ class MaskedLinear(nn.Linear):
         weight: Tensor = kept.of(self.weight)
         bias: Tensor = self.bias
         if kept.rows is not None:
-            bias = bias if bias is None else bias.index_select(0, kept.rows.to(bias.device))
+            bias = bias if bias is None else take(bias, 0, kept.rows)
         elif masks.rows is not None and (rows := masks.rows.current()) is not None:
             rows = rows.to(weight.dtype)
             weight = weight * rows[:, None]

@@ -24,8 +24,8 @@ def compute_kept(state: PruningState) -> None:
             rows = masks.rows if matrix.rows in groups else None
             columns = masks.columns if matrix.columns in groups else None
             kept = Kept(
-                rows.keep().nonzero().flatten() if rows else None,
-                columns.keep().nonzero().flatten() if columns else None,
+                rows.places() if rows else None,
+                columns.places() if columns else None,
                 scatter=matrix.rows in RESIDUAL,
             )
             linear.masks = dataclasses.replace(masks, kept=kept, layout=None)
@@ -44,7 +44,7 @@ def compute_all(state: PruningState) -> None:
 
 def _is_narrow(state: PruningState, group: str, gate: Gate) -> bool:
     """Whether only the kept units of a group are to be computed."""
-    if group not in state.dense.units or bool(gate.keep.all()):
+    if group not in state.dense.units or gate.open:
         return False
     # The attention term compares all heads with the teacher's. A layer without any would need another module.
     return bool(gate.keep.any()) and not (group == "heads" and state.config.attention_weight > 0)

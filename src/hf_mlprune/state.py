@@ -31,7 +31,6 @@ class PruningState(nn.Module):
             pruned further).
         layers: per layer, gates by name: ``heads``, ``attention_output``, ``fc1``, ``fc2`` and
             ``blocks_<matrix>``.
-        linears: the linears with masks, in the order of the layers.
         modules_of: the layers, and the linears with masks of each by matrix.
         landed: int64 ``(1,)``; stages whose masks are final: 0, 1 (heads and rows) or 2 (all).
     """
@@ -47,8 +46,7 @@ class PruningState(nn.Module):
         self.layers = nn.ModuleList(
             _make_gates(config, layer, encoder.dense, index, device) for index, layer in enumerate(self.base)
         )
-        # Tuples, as they are no submodules of the state.
-        self.linears: tuple[MaskedLinear, ...] = ()
+        # A tuple, as they are no submodules of the state.
         self.modules_of: tuple[tuple[nn.Module, dict[str, MaskedLinear]], ...] = ()
         # What `loop.start` and the callback at work set up; never saved.
         self.run: object | None = None
@@ -69,6 +67,11 @@ class PruningState(nn.Module):
         """Every gate, in a fixed order."""
         for index in range(len(self.layers)):
             yield from self.gates(index).values()
+
+    @property
+    def linears(self) -> tuple[MaskedLinear, ...]:
+        """The linears with masks, in the order of the layers."""
+        return tuple(linear for _, linears in self.modules_of for linear in linears.values())
 
     def included(self) -> list[int]:
         """Indices of the layers that are pruned."""
@@ -193,7 +196,6 @@ def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_ke
             casts.append((linear, _masks_of(name, gates, encoder.dense, config, mask_queries_and_keys)))
     for linear, masks in casts:
         MaskedLinear.cast(linear, masks)
-    state.linears = tuple(linear for linear, _ in casts if isinstance(linear, MaskedLinear))
     state.modules_of = tuple(
         (layer.module, {name: x for name, x in layer.linears.items() if isinstance(x, MaskedLinear)})
         for layer in encoder.layers
