@@ -179,7 +179,7 @@ class Bench:
             if run.method == "small-dense":
                 density = make_narrow(model, density)
             settings = {**METHODS[run.method], **json.loads(run.settings)}
-            callback = PruningCallback(density=density, teacher=copy.deepcopy(teacher), **settings)
+            callback = PruningCallback(density=density, teacher=teacher, **settings)
             self.trainer(model, run.seed, run.steps, self.args.learning_rate, callback).train()
             measured = self.measure(model, teacher)
         return {**measured, "wall_seconds": round(time.perf_counter() - began, 1)}

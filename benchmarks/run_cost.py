@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 
 from common import write_result
-from hf_mlprune import PruningConfig, advance, attach, collect, distilled, start
+from hf_mlprune import PruningConfig, attach, distilled, start
 from hf_mlprune.schedule import Phase, make_schedule
-from training_step import STOCK, StockStep, make_model
+from training_step import STOCK, PruningStep, StockStep, make_model
 
 RUNS = {"no teacher": False, "teacher": True}
 
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class PruningRun(StockStep):
+class PruningRun(PruningStep):
     """A run of pruning, step by step."""
 
     def __init__(self, args: argparse.Namespace, taught: bool, stack: contextlib.ExitStack) -> None:
@@ -42,18 +42,11 @@ class PruningRun(StockStep):
         attach(model, PruningConfig.create(args.density))
         super().__init__(model, args)
         start(model, args.steps)
-        self.step = 0
         self.distillation = stack.enter_context(distilled(model, make_model(args))) if taught else None
 
-    def before_update(self) -> None:
-        """Learn from the masks' gradients."""
-        collect(self.model)
-
     def __call__(self) -> None:
-        """The stock step, and the masks for the next one."""
+        """The step, and what the teacher needs after it."""
         super().__call__()
-        self.step += 1
-        advance(self.model, self.step)
         if self.distillation is not None:
             self.distillation.update()
 

@@ -94,8 +94,24 @@ class StockStep:
         """Where a masked step learns from its masks' gradients."""
 
 
-class MaskedStep(StockStep):
-    """The same with masks, inside a phase of a run."""
+class PruningStep(StockStep):
+    """The same in a run on masks that was started; ``step`` counts what it has taken."""
+
+    step = 0
+
+    def before_update(self) -> None:
+        """Learn from the masks' gradients."""
+        collect(self.model)
+
+    def __call__(self) -> None:
+        """The stock step, and the masks for the next one."""
+        super().__call__()
+        self.step += 1
+        advance(self.model, self.step)
+
+
+class MaskedStep(PruningStep):
+    """The same inside a phase of a run."""
 
     def __init__(self, model: PreTrainedModel, args: argparse.Namespace, preset: str, phase: Phase) -> None:
         # Steps are skipped below, which is no stall to be warned of.
@@ -112,16 +128,6 @@ class MaskedStep(StockStep):
         self.run = current_run(pruning_state(model))
         while self.run.phase is not phase:
             self()
-
-    def before_update(self) -> None:
-        """Learn from the masks' gradients."""
-        collect(self.model)
-
-    def __call__(self) -> None:
-        """The stock step, and the masks for the next one."""
-        super().__call__()
-        self.step += 1
-        advance(self.model, self.step)
 
     def rehearse_seconds(self) -> float:
         """Time what the callback does once, after the first step."""

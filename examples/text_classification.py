@@ -32,7 +32,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_mlprune import PruningCallback, report
+from comparison import encoder_weights
+from hf_mlprune import PruningCallback
 from hf_mlprune.reports.latency import device_name
 from hf_mlprune.timing import interleave
 from wheel_assets import bbc_news, minilm_folder
@@ -120,7 +121,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 def size_rows(folders: Sequence[Path], models: Sequence[PreTrainedModel]) -> list[Row]:
     """What the models weigh, in memory and on disk."""
-    weights = [sum(layer.weights[0] for layer in report(model).layers) for model in models]
+    weights = encoder_weights(models)
     files = [(folder / "model.safetensors").stat().st_size for folder in folders]
     return [
         ("parameters", *(f"{model.num_parameters():,}" for model in models)),
