@@ -44,6 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
 #: These have no density to choose.
 DENSE = ("dense", "int8")
 LATENCY = (1, 128)
+#: Learning rate of dense fine-tunes, teachers among them.
+DENSE_RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Run:
     seed: int
     steps: int
     settings: str
+    learning_rate: float
     held_back: bool
     bf16: bool
 
@@ -91,7 +94,8 @@ def wanted(args: argparse.Namespace) -> Iterator[Run]:
                 for density in [1.0] if plain else args.densities:
                     steps = PLANS[task].steps * (1 if plain else args.more_steps)
                     own = "{}" if plain or method == "small-dense" else settings
-                    yield Run(name, task, method, density, seed, steps, own, args.held_back, args.bf16)
+                    rate = DENSE_RATE if plain else args.learning_rate
+                    yield Run(name, task, method, density, seed, steps, own, rate, args.held_back, args.bf16)
 
 
 def finished(result: Path) -> list[dict[str, Any]]:
@@ -125,7 +129,7 @@ class Bench:
         """A dense model after so many steps; made if it is not there."""
         folder = self.folder(kind, seed)
         if not folder.is_dir():
-            trainer = self.trainer(self.model(self.source), seed, steps, 1e-4, None)
+            trainer = self.trainer(self.model(self.source), seed, steps, DENSE_RATE, None)
             trainer.train()
             partial_folder = folder.with_name(folder.name + ".partial")
             trainer.save_model(str(partial_folder))
@@ -146,6 +150,7 @@ class Bench:
                 per_device_eval_batch_size=64,
                 learning_rate=rate,
                 bf16=self.args.bf16,
+                use_cpu=not torch.cuda.is_available(),  # else bfloat16 is refused there
                 warmup_steps=round(0.06 * steps),
                 train_sampling_strategy="group_by_length",
                 logging_steps=50,
@@ -180,7 +185,7 @@ class Bench:
                 density = make_narrow(model, density)
             settings = {**METHODS[run.method], **json.loads(run.settings)}
             callback = PruningCallback(density=density, teacher=teacher, **settings)
-            self.trainer(model, run.seed, run.steps, self.args.learning_rate, callback).train()
+            self.trainer(model, run.seed, run.steps, run.learning_rate, callback).train()
             measured = self.measure(model, teacher)
         return {**measured, "wall_seconds": round(time.perf_counter() - began, 1)}
 

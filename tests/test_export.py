@@ -278,6 +278,16 @@ REFUSED = {
     ),
     "no number": ({"max_drop": float("nan")}, ValueError, "max_drop: expected points, 0 or more, got nan"),
     "text": ({"max_drop": "0.5"}, ValueError, "max_drop: expected points, 0 or more, got '0.5'"),
+    "a drop of nothing": (
+        {"int8": True, "max_drop": 0.5},
+        ValueError,
+        "max_drop: expected data with labels .*got no data",
+    ),
+    "a drop without int8": (
+        {"max_drop": 0.5, "data": [BATCH]},
+        ValueError,
+        "max_drop: expected int8, which it is held to, got int8=False and 0.5",
+    ),
     "one size": (
         {"latency": (1, 128)},
         ValueError,

@@ -54,8 +54,8 @@ def _others(target: Path) -> list[str]:
     return sorted(names - {REPORT_FILE, *written})
 
 
-def check_numbers(latency: Sequence[tuple[int, int]], threads: int | None, max_drop: float) -> None:
-    """Refuse sizes, numbers of threads and drops that are none.
+def check_numbers(latency: Sequence[tuple[int, int]], threads: int | None) -> None:
+    """Refuse sizes and numbers of threads that are none.
 
     Raises:
         ValueError: what was expected.
@@ -67,9 +67,6 @@ def check_numbers(latency: Sequence[tuple[int, int]], threads: int | None, max_d
         )
     if threads is not None and not _is_count(threads):
         raise ValueError(f"threads: expected 1 or more, or None for torch's number, got {threads!r}")
-    is_number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
-    if not is_number or math.isnan(max_drop) or max_drop < 0:
-        raise ValueError(f"max_drop: expected points, 0 or more, got {max_drop!r}")
 
 
 def _is_size(size: Any) -> bool:
@@ -111,21 +108,35 @@ def read_batches(data: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return batches
 
 
-def check_metric(batches: list[Mapping[str, Any]] | None, compute_metrics: Any, metric: str | None) -> None:
-    """Refuse a metric that cannot be taken.
+def check_metric(
+    batches: list[Mapping[str, Any]] | None,
+    compute_metrics: Any,
+    metric: str | None,
+    max_drop: float | None,
+    *,
+    int8: bool,
+) -> None:
+    """Refuse a metric that cannot be taken, and a drop that nothing is held to.
 
     Raises:
-        TypeError: it is no function.
-        ValueError: there are no labels.
+        TypeError: the metric is no function.
+        ValueError: there are no labels, the drop is none, or nothing is quantized.
     """
+    if max_drop is not None:
+        is_number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
+        if not is_number or math.isnan(max_drop) or max_drop < 0:
+            raise ValueError(f"max_drop: expected points, 0 or more, got {max_drop!r}")
+        if not int8:
+            raise ValueError(f"max_drop: expected int8, which it is held to, got int8=False and {max_drop}")
     if compute_metrics is not None and not callable(compute_metrics):
         raise TypeError(
             "compute_metrics: expected a function as for the Trainer, got "
             f"{type(compute_metrics).__name__}; metric=... names one of its figures"
         )
     has_labels = batches is not None and any(name in batches[0] for name in LABELS)
-    if (compute_metrics is not None or metric is not None) and not has_labels:
-        given = "compute_metrics" if compute_metrics is not None else "metric"
+    settings = {"compute_metrics": compute_metrics, "metric": metric, "max_drop": max_drop}
+    given = next((name for name, value in settings.items() if value is not None), None)
+    if given and not has_labels:
         got = "no data" if batches is None else f"batches with {sorted(batches[0])}"
         raise ValueError(f"{given}: expected data with labels ({', '.join(LABELS)}), got {got}")
 

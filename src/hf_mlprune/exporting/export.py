@@ -36,6 +36,8 @@ ENGINES: dict[str, Engine] = {
 }
 #: Batches that ranges of static int8 are taken from, and that outputs are compared on.
 CALIBRATION = 32
+#: Points that int8 may lose where nothing else is asked for.
+MAX_DROP = 0.5
 
 
 def export(
@@ -47,7 +49,7 @@ def export(
     data: Iterable[Mapping[str, Any]] | None = None,
     compute_metrics: ComputeMetrics | None = None,
     metric: str | None = None,
-    max_drop: float = 0.5,
+    max_drop: float | None = None,
     processing_class: Any = None,
     latency: Sequence[tuple[int, int]] = ((1, 128),),
     threads: int | None = None,
@@ -70,7 +72,7 @@ def export(
         compute_metrics: as for the Trainer; accuracy if it is left out.
         metric: which of its figures counts; larger is better.
         max_drop: most that int8 may lose, in points: hundredths of a metric that was between -1 and 1 in
-            float, else its units.
+            float, else its units; 0.5 if it is left out. Needs labels, else nothing is judged.
             Layers that hurt most stay float until it is kept; if none may be quantized, the export is float.
         processing_class: tokenizer or image processor to save beside; that of the folder if left out.
         latency: rows and tokens per row to measure; empty to measure nothing.
@@ -90,10 +92,10 @@ def export(
     engine = _engine(to)
     recipe = _recipe(to, int8, has_data=data is not None)
     target = checking.target_of(folder)
-    checking.check_numbers(latency, threads, max_drop)
+    checking.check_numbers(latency, threads)
     check_installed((*engine.packages, *(("nncf",) if recipe and to == "openvino" else ())))
     batches = None if data is None else checking.read_batches(data)
-    checking.check_metric(batches, compute_metrics, metric)
+    checking.check_metric(batches, compute_metrics, metric, max_drop, int8=bool(recipe))
     source = read_source(model, processing_class, batches[0] if batches else None)
     judge = None if batches is None else Judge(batches, source.names, compute_metrics, metric)
     if judge is not None:
@@ -109,7 +111,8 @@ def export(
         quantized = None
         if recipe:
             final = Path(work) / "int8"
-            gate = _gate(source, to, recipe, layers, judge, max_drop, threads)
+            allowed = MAX_DROP if max_drop is None else max_drop
+            gate = _gate(source, to, recipe, layers, judge, allowed, threads)
             quantized = gate.apply(floats, final)
         if source.processor is not None:
             source.processor.save_pretrained(final)

@@ -57,12 +57,18 @@ class Judge:
         return self._chosen(accuracy(found) if self.compute_metrics is None else self.compute_metrics(found))
 
     def check(self, run: Runner) -> None:
-        """Refuse early, by the first batch, what accuracy cannot be taken of.
+        """Refuse early a metric that cannot be taken.
+
+        Accuracy is tried on the first batch; a function of the user's, which may expect them all, on all.
 
         Raises:
+            TypeError: the function returns no figures.
             ValueError: see :func:`accuracy`; or the metric is another.
         """
-        if self.compute_metrics is not None or not self.has_labels:
+        if not self.has_labels:
+            return
+        if self.compute_metrics is not None:
+            self.score(run)
             return
         outputs = run(inputs_of(self.batches[0], self.names))
         found = _predictions(outputs)
