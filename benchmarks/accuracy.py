@@ -37,6 +37,7 @@ from hf_mlprune.timing import interleave
 #: Method -> settings of the callback. `paper from pretrained` begins with the model as it was published.
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
+    "magnitude": {"method": "magnitude"},
     "paper": {"preset": "paper"},
     "paper from pretrained": {"preset": "paper"},
     "small-dense": {},

@@ -16,7 +16,7 @@ from hf_mlprune.learning import LearningLinear, Places
 from hf_mlprune.state import pruning_state
 from support.models import loss_of, make_batch, make_model
 
-METHODS = ("fisher", "mlpruning")
+METHODS = ("fisher", "magnitude", "mlpruning")
 
 
 def masked_by_hand(family, model, state, batch, variant):

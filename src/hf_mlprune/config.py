@@ -11,7 +11,7 @@ from typing import Any
 
 LEVELS = ("heads", "rows", "blocks")
 ROW_SITES = ("attention_output", "fc1", "fc2")
-METHODS = ("fisher", "mlpruning")
+METHODS = ("fisher", "magnitude", "mlpruning")
 BLOCK_TEACHERS = ("step1", "teacher")
 
 #: What a preset sets; a setting named by the user wins. The field defaults are the default preset.
@@ -49,8 +49,9 @@ class PruningConfig:
         structured_density: density after heads and rows, from which blocks go on; ``None`` derives
             it (see :meth:`first_target`).
         minimum_units: units that every group keeps; 0 lets a layer lose all its heads or FFN rows.
-        method: ``"mlpruning"`` (learned scores and top-k thresholds) or ``"fisher"`` (one ranking of
-            all units by Fisher importance per weight, on a schedule).
+        method: ``"mlpruning"`` (learned scores and top-k thresholds), or one ranking of all units by
+            importance per weight, on a schedule: ``"fisher"`` (Fisher importance) or ``"magnitude"`` (squared
+            weights).
         warmup_fraction: share of the steps that train dense, before any pruning.
         structured_fraction: share of the steps in which heads and rows are pruned.
         block_fraction: share of the steps in which blocks are pruned. Masks are fixed after it.

@@ -107,6 +107,12 @@ class MaskedLinear(nn.Linear):
         first, second = take(sides[0], 0, kept.rows), take(sides[1].T, 1, kept.columns)
         return first.to(dtype), second.contiguous().to(dtype)
 
+    def block_norms(self) -> Tensor:
+        """Σ w² of each block of the kept rows and columns, ``(grid rows, grid columns)`` fp32."""
+        first, second = self.block_layout()
+        squared = (self.masks.kept or Kept()).of(self.weight).float().square()
+        return first.T.float() @ squared @ second.T.float()
+
     def _block_mask(self) -> Tensor | None:
         gate = self.masks.blocks
         mask = gate.current() if gate else None

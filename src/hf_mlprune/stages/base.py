@@ -33,6 +33,10 @@ class Stage(ABC):
         """Kept weights under the present masks."""
 
     @abstractmethod
+    def squared_norms(self) -> list[Tensor]:
+        """Per gate, Σ w² of all weights that each unit owns, ``(active units,)`` fp32."""
+
+    @abstractmethod
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """The paper's remaining ratio R of this stage, differentiable in the keep ratios."""
 

@@ -19,6 +19,7 @@ class BlockStage(Stage):
 
     def __init__(self, state: PruningState, linears: Sequence[tuple[Gate, MaskedLinear]]) -> None:
         self.gates = [gate for gate, _ in linears]
+        self.linears = [linear for _, linear in linears]
         self.total = state.total_weights()
         shape = state.config.block_shape
         self.costs = [block_weights(linear.kept_shape(), shape).flatten().double() for _, linear in linears]
@@ -35,6 +36,11 @@ class BlockStage(Stage):
                 for gate, costs, active in zip(self.gates, self.costs, self.active, strict=True)
             )
         )
+
+    @torch.no_grad()
+    def squared_norms(self) -> list[Tensor]:
+        """See :meth:`Stage.squared_norms`."""
+        return [linear.block_norms().flatten() for linear in self.linears]
 
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """``Σ k_j n_j / Σ n_j`` over the weights of the shrunk matrices (paper, block step)."""

@@ -113,6 +113,19 @@ class StructuredStage(Stage):
         """See :meth:`Stage.weights`."""
         return self.weights_of([int(gate.keep.sum()) for gate in self.gates])
 
+    @torch.no_grad()
+    def squared_norms(self) -> list[Tensor]:
+        """See :meth:`Stage.squared_norms`: of a head in query, key, value and O, say."""
+        found = [torch.zeros_like(gate.scores) for gate in self.gates]
+        place = {id(gate): index for index, gate in enumerate(self.gates)}
+        for linear in self.state.linears:
+            squared = linear.weight.float().square()
+            for side, axis in ((linear.masks.rows, 1), (linear.masks.columns, 0)):
+                if side is not None:
+                    parts = squared.sum(dim=axis).view(-1, side.gate.units, side.span)
+                    found[place[id(side.gate)]] += parts.sum(dim=(0, 2))
+        return found
+
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """``Σ_layers [3aAD + o·D·aA + f·F·D + g·D·f·F] / Σ_layers [4AD + 2FD]``, floored at one unit.
 

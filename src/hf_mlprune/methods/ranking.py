@@ -1,0 +1,62 @@
+"""Methods that rank all units by importance per weight, and keep the first on a path to the target."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from ..gates import Gate
+from ..schedule import Phase, cubic_target
+from ..stages import Stage
+from .base import Method, Pressure, Progress
+
+
+class Ranking(Method):
+    """Keep what is most important per weight, on a cubic path to the target.
+
+    All units of a stage compete in one ranking of score / weights freed. Removed units are scored too, so a
+    unit can come back until masks are fixed.
+    """
+
+    mask_queries_and_keys = False
+
+    def prepare(self, gate: Gate) -> None:
+        """See :meth:`Method.prepare`."""
+
+    def reset(self, gate: Gate) -> None:
+        """See :meth:`Method.reset`."""
+        gate.keep.fill_(True)
+        gate.scores.zero_()
+
+    @abstractmethod
+    def score(self, stage: Stage, gradients: list[Tensor]) -> None:
+        """Write the importance of all units that take part into their gates' ``scores``.
+
+        Args:
+            stage: the gates that learn now.
+            gradients: per gate, dL/dM, ``(active units,)`` fp32.
+        """
+
+    def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
+        """See :meth:`Method.learn`."""
+        self.score(stage, gradients)
+        return Pressure(_target(target, progress))
+
+    def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
+        """The highest ranked units that fit the density of this step."""
+        return stage.fit(self.priorities(stage), _target(target, progress), final=False)
+
+    def priorities(self, stage: Stage) -> list[Tensor]:
+        """Score / weights freed."""
+        return [
+            gate.scores[:active].double().cpu() / costs.clamp(min=1)
+            for gate, costs, active in zip(stage.gates, stage.costs, stage.active, strict=True)
+        ]
+
+
+def _target(target: float, progress: Progress) -> float:
+    if progress.phase is Phase.WARMUP:
+        return 1.0
+    start, end = progress.schedule.bounds(progress.phase)
+    return cubic_target(target, progress.step, start, end)
