@@ -63,13 +63,13 @@ def test_structured_budget_is_met_within_one_unit(seed, density, rows, ffn_size)
     priorities = [torch.rand(live, generator=generator) for live in stage.active]
     for gate, keep in zip(stage.gates, stage.fit(priorities, density, final=True), strict=True):
         gate.set_keep(keep)
-    assert stage.weights() <= density * stage.total
+    assert stage.weights() <= stage.limit(density)
     assert all(bool(gate.keep.any()) for gate in stage.gates)
     for gate in stage.gates:
         if not bool(gate.keep.all()):
             another = (~gate.keep).nonzero()[0]
             gate.keep[another] = True
-            assert stage.weights() > int(density * stage.total + 1e-6)
+            assert stage.weights() > stage.limit(density)
             gate.keep[another] = False
 
 
@@ -110,11 +110,21 @@ def test_block_budget_is_met_within_the_smallest_block(seed, density):
     masks = stage.fit(priorities, density, final=True)
     for gate, keep in zip(stage.gates, masks, strict=True):
         gate.set_keep(keep)
-    left = density * stage.total - stage.weights()
+    left = stage.limit(density) - stage.weights()
     removed = torch.cat([costs[~keep] for costs, keep in zip(stage.costs, masks, strict=True)])
     assert left >= 0
-    assert len(removed) == 0 or left < float(removed.min()) + 1
+    assert len(removed) == 0 or left < float(removed.min())
     assert pruning_state(model).density() == stage.density()
+
+
+@given(st.integers(1, 10**9), st.floats(0.001, 1.0))
+def test_a_limit_is_the_density_of_all_weights_rounded_down(total, density):
+    model = make_model(num_hidden_layers=1)
+    attach(model, PruningConfig.create(0.5))
+    stage = StructuredStage(pruning_state(model))
+    stage.total = total
+    # A product of floats may lie just below the whole number that it stands for.
+    assert density * total - 1 < stage.limit(density) <= density * total + 1e-6
 
 
 def test_higher_priority_is_kept_first_and_equal_ones_by_index():

@@ -27,6 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "hidden_weight": 1.0,
         "attention_weight": 1.0,
         "block_teacher": "step1",
+        "recovery_dropout": None,
     },
 }
 
@@ -70,6 +71,8 @@ class PruningConfig:
         distillation_temperature: softmax temperature of the logits term.
         block_teacher: who teaches the block phase: ``"step1"`` (the model as it was after heads and
             rows) or ``"teacher"``.
+        recovery_dropout: probability of dropout in the encoder once masks are final, in ``[0, 1)``; ``None``
+            leaves the model's own.
         stall_steps: steps without a change of density in a pruning phase after which to warn.
     """
 
@@ -84,8 +87,8 @@ class PruningConfig:
     minimum_units: int = 1
     method: str = "fisher"
     warmup_fraction: float = 0.05
-    structured_fraction: float = 0.3
-    block_fraction: float = 0.25
+    structured_fraction: float = 0.2
+    block_fraction: float = 0.15
     score_learning_rate: float | None = None
     threshold_init: float = 10.0
     temperature: float = 1.0
@@ -96,6 +99,7 @@ class PruningConfig:
     attention_weight: float = 0.0
     distillation_temperature: float = 2.0
     block_teacher: str = "teacher"
+    recovery_dropout: float | None = 0.0
     stall_steps: int = 200
     created: InitVar[bool] = False
 
@@ -196,6 +200,8 @@ class PruningConfig:
         _check_number("importance_decay", self.importance_decay, at_least=0)
         if self.importance_decay >= 1:
             raise ValueError(f"importance_decay: expected less than 1, got {self.importance_decay}")
+        if self.recovery_dropout is not None:
+            _check_fraction("recovery_dropout", self.recovery_dropout)
         for name, least in (("minimum_units", 0), ("stall_steps", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
