@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--more-steps", type=int, default=1, help="so many times the steps of pruning")
     parser.add_argument("--settings", default="{}", help="JSON: settings of the callback, on top")
-    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of pruning")
+    parser.add_argument("--learning-rate", type=float, default=6e-4, help="of pruning")
     parser.add_argument("--held-back", action="store_true", help="measure on a slice of the training rows")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="teachers, trainers")

@@ -71,8 +71,8 @@ class PruningConfig:
         distillation_temperature: softmax temperature of the logits term.
         block_teacher: who teaches the block phase: ``"step1"`` (the model as it was after heads and
             rows) or ``"teacher"``.
-        recovery_dropout: probability of dropout in the encoder once masks are final, in ``[0, 1)``; ``None``
-            leaves the model's own.
+        recovery_dropout: probability of dropout in the encoder, once masks are final and if there is a
+            teacher, in ``[0, 1]``; ``None`` leaves the model's own.
         stall_steps: steps without a change of density in a pruning phase after which to warn.
     """
 

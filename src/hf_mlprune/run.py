@@ -12,7 +12,6 @@ from torch import Tensor, distributed
 from .methods import Method, make_method
 from .methods.base import Pressure, Progress
 from .narrowing import compute_all, compute_kept
-from .recovery import reset_dropout, set_dropout
 from .schedule import Phase, Schedule
 from .stages import BlockStage, Stage, StructuredStage
 from .state import PruningState
@@ -160,11 +159,8 @@ def _stage(state: PruningState, phase: Phase) -> Stage | None:
 
 def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     compute_all(state)
-    reset_dropout(state)
     if phase > Phase.STRUCTURED:
         compute_kept(state)
-    if phase is Phase.FINAL:
-        set_dropout(state)
     run.phase = phase
     run.target = _target(state, phase)
     run.stage = _stage(state, phase)

@@ -21,7 +21,6 @@ from .modeling.pruned import set_fingerprint
 from .modeling.structure import Structure
 from .narrowing import compute_all
 from .proof import Comparison, compare, fixed_random_state, outputs, proof_dtypes
-from .recovery import reset_dropout
 from .resizing import plan, replace
 from .state import pruning_states
 
@@ -176,7 +175,6 @@ def _shrink_and_prove(model: nn.Module, calls: Sequence[Call], dtype: torch.dtyp
         for state in pruning_states(model):
             # What the masks say, not the run's short cut, is compared.
             compute_all(state)
-            reset_dropout(state)
         before = [outputs(module, made, dtype) for module, made in compared]
         # New layers draw their first weights.
         with fixed_random_state(encoders[0].module.device):

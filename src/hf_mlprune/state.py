@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PruningConfig
-from .encoders import Encoder, dropouts_of
+from .encoders import Encoder
 from .families import head_of
 from .gates import Gate, GateOf
 from .masked import MaskedLinear, Masks
@@ -32,7 +32,6 @@ class PruningState(nn.Module):
         layers: per layer, gates by name: ``heads``, ``attention_output``, ``fc1``, ``fc2`` and
             ``blocks_<matrix>``.
         modules_of: the layers, and the linears with masks of each by matrix.
-        dropouts: modules of the encoder, where each has its probability of dropout, and what that is.
         landed: int64 ``(1,)``; stages whose masks are final: 0, 1 (heads and rows) or 2 (all).
     """
 
@@ -49,7 +48,6 @@ class PruningState(nn.Module):
         )
         # A tuple, as they are no submodules of the state.
         self.modules_of: tuple[tuple[nn.Module, dict[str, MaskedLinear]], ...] = ()
-        self.dropouts: tuple[tuple[nn.Module, str, float], ...] = ()
         # What `loop.start` and the callback at work set up; never saved.
         self.run: object | None = None
         self.session: object | None = None
@@ -202,7 +200,6 @@ def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_ke
         (layer.module, {name: x for name, x in layer.linears.items() if isinstance(x, MaskedLinear)})
         for layer in encoder.layers
     )
-    state.dropouts = dropouts_of(encoder.module)
     encoder.module.add_module(STATE_NAME, state.train(encoder.module.training))
     return state
 

@@ -23,6 +23,7 @@ from ..config import PruningConfig
 from ..encoders import inspect_encoders
 from ..families import head_of
 from .carry import Carry, Once
+from .dropout import RecoveryDropout
 from .losses import distillation_loss
 from .recording import EncoderRecorder
 from .teacher import Teacher
@@ -75,12 +76,14 @@ class Distiller:
     _carried: int = 0
     _arrived: int = 0
     _attention: list[tuple[Any, str]] = field(default_factory=list)
+    _dropout: RecoveryDropout | None = None
 
     def install(self) -> None:
         """Register the hooks; with an attention term, switch both models to eager attention."""
         own = inspect_encoders(self.model, self.config.encoder) if self.teacher is not None else []
         others = self.teacher.encoders if self.teacher is not None else ()
         attention = self.config.attention_weight > 0
+        self._dropout = RecoveryDropout(self.model, own, self.config.recovery_dropout)
         self._student = [EncoderRecorder(encoder, attention=attention) for encoder in own]
         self._taught = [EncoderRecorder(encoder, attention=attention) for encoder in others]
         for encoder in (*own, *others) if attention else ():
@@ -93,7 +96,7 @@ class Distiller:
         self._handles.append(self.model.register_forward_hook(self._after, with_kwargs=True))
 
     def remove(self) -> None:
-        """Take the hooks out and restore both models' attention."""
+        """Take the hooks out and restore both models' attention and the student's dropout."""
         for handle in self._handles:
             handle.remove()
         for recorder in (*self._student, *self._taught):
@@ -101,6 +104,9 @@ class Distiller:
         for model, implementation in self._attention:
             model.set_attn_implementation(implementation)
         self._handles, self._student, self._taught, self._attention = [], [], [], []
+        if self._dropout is not None:
+            self._dropout.reset()
+            self._dropout = None
 
     def take_mean_loss(self) -> float | None:
         """Mean distillation loss since the last call; ``None`` if there was no training step.
@@ -158,6 +164,8 @@ class Distiller:
         if "num_items_in_batch" not in inspect.signature(type(module).forward).parameters:
             self._items = kwargs.pop("num_items_in_batch", None)
         if self.teacher is not None:
+            assert self._dropout is not None
+            self._dropout.update()
             # Taken now: some models write into the containers that they are called with.
             self._call = Call.remember(args, kwargs)
             for recorder in self._student:
