@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "small-dense": {},
 }
 #: These have no density to choose.
-DENSE = ("dense", "int8")
+DENSE = ("dense", "int8", "L3")
 LATENCY = (1, 128)
 #: Learning rate of dense fine-tunes, teachers among them.
 DENSE_RATE = 1e-4
@@ -70,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the tasks; see accuracy_tasks.py")
     parser.add_argument("--model", required=True, help="NAME=FOLDER, or NAME=HUB NAME")
+    parser.add_argument("--smaller", help="for L3: folder or hub name of paraphrase-MiniLM-L3-v2")
     parser.add_argument("--tasks", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--methods", nargs="+", default=["dense", "default"], choices=[*DENSE, *METHODS])
     parser.add_argument("--densities", nargs="+", type=float, default=[0.2])
@@ -126,11 +127,11 @@ class Bench:
         name = self.args.model.partition("=")[0]
         return self.args.work / "_".join([kind, name, self.name, slices, str(seed), f"bf16{self.args.bf16}"])
 
-    def fine_tuned(self, kind: str, seed: int, steps: int) -> PreTrainedModel:
+    def fine_tuned(self, kind: str, seed: int, steps: int, source: str = "") -> PreTrainedModel:
         """A dense model after so many steps; made if it is not there."""
         folder = self.folder(kind, seed)
         if not folder.is_dir():
-            trainer = self.trainer(self.model(self.source), seed, steps, DENSE_RATE, None)
+            trainer = self.trainer(self.model(source or self.source), seed, steps, DENSE_RATE, None)
             trainer.train()
             partial_folder = folder.with_name(folder.name + ".partial")
             trainer.save_model(str(partial_folder))
@@ -171,7 +172,10 @@ class Bench:
         """Do a run; its line."""
         plan: Plan = self.plan
         began = time.perf_counter()
-        if run.method in DENSE:
+        if run.method == "L3":
+            model = self.fine_tuned("L3", run.seed, plan.teacher_steps + plan.steps, self.smaller())
+            measured = self.measure(model, self.model(self.source))
+        elif run.method in DENSE:
             model = self.fine_tuned("dense", run.seed, plan.teacher_steps + plan.steps)
             measured = self.measure_int8(model) if run.method == "int8" else self.measure(model, model)
         else:
@@ -190,6 +194,16 @@ class Bench:
             measured = self.measure(model, teacher)
         return {**measured, "wall_seconds": round(time.perf_counter() - began, 1)}
 
+    def smaller(self) -> str:
+        """The smaller pretrained model, which must read the same tokens."""
+        if self.args.smaller is None:
+            raise SystemExit("--methods L3: expected --smaller with its folder or hub name, got none")
+        if AutoTokenizer.from_pretrained(self.args.smaller).get_vocab() != self.tokenizer.get_vocab():
+            raise SystemExit(
+                f"--smaller: expected the vocabulary of --model, got another in {self.args.smaller}"
+            )
+        return str(self.args.smaller)
+
     def measure(self, model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, Any]:
         """Metrics by Trainer; speed against the dense model, sizes from the file."""
         found = self.trainer(model, 0, 1, 0.0, None).evaluate()
@@ -197,7 +211,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             size = (Path(folder) / "model.safetensors").stat().st_size
-            density = report(self.model(folder)).density  # of what lies on disk
+            density = weights(self.model(folder)) / weights(dense)  # of what lies on disk
         inputs = read_source(dense, None).batch(*LATENCY)
         # Copies on the processor: that is where such models serve.
         calls = [partial(copy.deepcopy(each).cpu().eval(), **inputs) for each in (dense, model)]
@@ -242,6 +256,11 @@ class Bench:
     def names(self, metrics: dict[str, float]) -> list[str]:
         """Metrics of the task."""
         return [name for name in metrics if name in ("accuracy", "f1", "matthews", "macro_f1", "exact_match")]
+
+
+def weights(model: PreTrainedModel) -> int:
+    """Weights of the encoder that pruning counts."""
+    return sum(layer.weights[0] for layer in report(model).layers)
 
 
 def padded(parts: list[torch.Tensor], value: float) -> np.ndarray:

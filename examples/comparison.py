@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -41,5 +43,11 @@ def show(figures: Figures, device: torch.device, result: Path | None) -> None:
         table.add_row(name, *(f"{value:,}" if isinstance(value, int) else f"{value:.1f}" for value in values))
     Console(width=100).print(table)
     if result is not None:
-        machine = {"device": device_name(device), "threads": torch.get_num_threads()}
-        result.write_text(json.dumps({**machine, "figures": figures}, indent=2), encoding="utf-8")
+        how = {"command": command(), "device": device_name(device), "threads": torch.get_num_threads()}
+        result.write_text(json.dumps({**how, "figures": figures}, indent=2), encoding="utf-8")
+
+
+def command() -> str:
+    """The command line; of paths the last two names, as where they lie on a machine is nobody's concern."""
+    words = ["/".join(Path(word).parts[-2:]) if os.sep in word else word for word in sys.argv]
+    return " ".join(["python", *words])

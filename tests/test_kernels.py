@@ -599,7 +599,7 @@ def test_malformed_structures_never_reach_native_memory(change, message):
 
 def pruned_model(block_shape=(16, 16), **sizes):
     model = make_model(hidden_size=64, intermediate_size=96, **sizes)
-    prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=block_shape))
+    prune(model, PruningConfig.create(0.3, levels=LEVELS, structured_density=0.7, block_shape=block_shape))
     shrink(model)
     return model
 
@@ -618,7 +618,7 @@ def pruned_model(block_shape=(16, 16), **sizes):
 @pytest.mark.parametrize("training", [False, True])
 def test_activations_behind_blocks_are_applied_once(family, activation, expected, training, tmp_path):
     model = make_model(family=family, hidden_size=64, intermediate_size=96, hidden_act=activation)
-    prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=(16, 16)))
+    prune(model, PruningConfig.create(0.3, levels=LEVELS, structured_density=0.7, block_shape=(16, 16)))
     masked = model.train(training)(**make_batch()).logits.detach()
     shrink(model)
     model.save_pretrained(tmp_path)
