@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import resource
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,25 @@ def command() -> str:
     words = [f"benchmarks/{Path(sys.argv[0]).name}"]
     words += [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
     return " ".join(["python", *words])
+
+
+def print_peak_memory() -> None:
+    """Print the resident peak of this process, in megabytes, for the one that started it to read."""
+    # Linux counts kilobytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20))
+
+
+def peak_megabytes(options: Sequence[str]) -> float:
+    """What a fresh process of this script prints as its peak, called with more options.
+
+    Ask before anything else: on Linux a process's peak includes that of the one that started it.
+    """
+    # Freed tensors go back to the system at once, so that the figure repeats from run to run (glibc).
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    run = [sys.executable, *sys.argv, *options]
+    done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 def write_result(figures: dict[str, Any], name: str = "") -> Path:

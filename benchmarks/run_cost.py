@@ -1,7 +1,8 @@
 """What a whole pruning run costs, and a step of it once masks are final, over dense fine-tuning.
 
 MiniLM-L6 shapes, random weights and tokens, on which speed does not depend; preset default. Runs are taken
-step by step in turn with as many dense steps, so that a drifting machine slows all alike.
+step by step in turn with as many dense steps, so that a drifting machine slows all alike. Peak memory is that
+of a fresh process each, through all phases.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from common import write_result
+from common import peak_megabytes, print_peak_memory, write_result
 from hf_mlprune import PruningConfig, attach, distilled, start
-from hf_mlprune.schedule import Phase, make_schedule
+from hf_mlprune.schedule import MINIMUM_STEPS, Phase, make_schedule
 from training_step import STOCK, PruningStep, StockStep, make_model
 
 RUNS = {"no teacher": False, "teacher": True}
@@ -31,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--result", default="run_cost")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -58,9 +60,24 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def run_for_memory(args: argparse.Namespace) -> None:
+    """Make the shortest run of one kind in this process, then print its peak memory."""
+    args.steps = MINIMUM_STEPS
+    with contextlib.ExitStack() as stack:
+        stock = args.peak_of == STOCK
+        step = StockStep(make_model(args), args) if stock else PruningRun(args, RUNS[args.peak_of], stack)
+        for _ in range(args.steps):
+            step()
+    print_peak_memory()
+
+
 def main() -> None:
     """Measure, print, write."""
     args = parse_arguments()
+    if args.peak_of:
+        run_for_memory(args)
+        return
+    megabytes = {name: peak_megabytes(["--peak-of", name]) for name in (STOCK, *RUNS)}
     phases = make_schedule(PruningConfig.create(args.density), args.steps)
     with contextlib.ExitStack() as stack:
         steps = {STOCK: StockStep(make_model(args), args)}
@@ -76,6 +93,7 @@ def main() -> None:
             "whole_run_over_stock": sum(row[name] for row in times) / sum(row[STOCK] for row in times),
             "step_over_stock": {phase: statistics.median(ratios) for phase, ratios in by_phase.items()},
             "final_phase_begins_at": phases.bounds(Phase.FINAL)[0] / args.steps,
+            "peak_memory_ratio": megabytes[name] / megabytes[STOCK],
         }
         print(name, json.dumps(figures[name], indent=2))
     shared = {name: getattr(args, name) for name in ("density", "steps", "batch", "length")}

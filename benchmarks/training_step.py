@@ -9,10 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
@@ -20,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, ModernBertConfig, PreTrainedModel
 
-from common import write_result
+from common import peak_megabytes, print_peak_memory, write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, shrink, start
 from hf_mlprune.config import LEVELS
 from hf_mlprune.run import current_run
@@ -159,7 +155,7 @@ def make_masked_step(args: argparse.Namespace, variant: str) -> MaskedStep:
     return MaskedStep(make_model(args), args, preset, Phase[phase])
 
 
-def print_peak_memory(args: argparse.Namespace) -> None:
+def run_for_memory(args: argparse.Namespace) -> None:
     """Run a few steps of one variant in this process, then print its peak memory."""
     stock = args.peak_of == STOCK
     step = StockStep(make_model(args), args) if stock else make_masked_step(args, args.peak_of)
@@ -167,18 +163,7 @@ def print_peak_memory(args: argparse.Namespace) -> None:
         step()
     if args.rehearse and isinstance(step, MaskedStep):
         step.rehearse_seconds()
-    # Linux counts kilobytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20))
-
-
-def peak_megabytes(variant: str, *, rehearse: bool = False) -> float:
-    """Peak memory of a few steps of one variant in a fresh process, a rehearsal of the export among them."""
-    # Freed tensors go back to the system at once, so that the figure repeats from run to run (glibc).
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    run = [sys.executable, *sys.argv, "--peak-of", variant, *(["--rehearse"] if rehearse else [])]
-    done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    print_peak_memory()
 
 
 def measure(args: argparse.Namespace, variant: str, megabytes: dict[str, float]) -> dict[str, Any]:
@@ -212,12 +197,11 @@ def main() -> None:
     """Measure every variant."""
     args = parse_arguments()
     if args.peak_of:
-        print_peak_memory(args)
+        run_for_memory(args)
         return
-    # First of all: on Linux a process's peak includes that of the one that started it, and this one is
-    # still small.
-    megabytes = {variant: peak_megabytes(variant) for variant in (STOCK, *VARIANTS)}
-    megabytes |= {f"{variant} rehearsed": peak_megabytes(variant, rehearse=True) for variant in VARIANTS}
+    megabytes = {variant: peak_megabytes(["--peak-of", variant]) for variant in (STOCK, *VARIANTS)}
+    for variant in VARIANTS:
+        megabytes[f"{variant} rehearsed"] = peak_megabytes(["--peak-of", variant, "--rehearse"])
     rows = []
     for variant in VARIANTS:
         rows.append(measure(args, variant, megabytes))
