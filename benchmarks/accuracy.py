@@ -43,10 +43,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "small-dense": {},
 }
 #: These have no density to choose.
-DENSE = ("dense", "int8", "L3")
+DENSE = ("dense", "teacher", "int8", "L3")
 LATENCY = (1, 128)
-#: Learning rate of dense fine-tunes, teachers among them.
-DENSE_RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Run:
     steps: int
     settings: str
     learning_rate: float
+    dense_learning_rate: float
     held_back: bool
     bf16: bool
 
@@ -78,6 +77,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--more-steps", type=int, default=1, help="so many times the steps of pruning")
     parser.add_argument("--settings", default="{}", help="JSON: settings of the callback, on top")
     parser.add_argument("--learning-rate", type=float, default=6e-4, help="of pruning")
+    parser.add_argument(
+        "--dense-learning-rate", type=float, default=3e-4, help="of dense models and teachers"
+    )
     parser.add_argument("--held-back", action="store_true", help="measure on a slice of the training rows")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="teachers, trainers")
@@ -96,8 +98,11 @@ def wanted(args: argparse.Namespace) -> Iterator[Run]:
                 for density in [1.0] if plain else args.densities:
                     steps = PLANS[task].steps * (1 if plain else args.more_steps)
                     own = "{}" if plain or method == "small-dense" else settings
-                    rate = DENSE_RATE if plain else args.learning_rate
-                    yield Run(name, task, method, density, seed, steps, own, rate, args.held_back, args.bf16)
+                    dense = args.dense_learning_rate
+                    rates = (dense if plain else args.learning_rate, dense)
+                    yield Run(
+                        name, task, method, density, seed, steps, own, *rates, args.held_back, args.bf16
+                    )
 
 
 def finished(result: Path) -> list[dict[str, Any]]:
@@ -125,13 +130,16 @@ class Bench:
         """Where a fine-tuned dense model is kept."""
         slices = "held_back" if self.args.held_back else "all"
         name = self.args.model.partition("=")[0]
-        return self.args.work / "_".join([kind, name, self.name, slices, str(seed), f"bf16{self.args.bf16}"])
+        how = [f"{self.args.dense_learning_rate:g}", f"bf16{self.args.bf16}"]
+        return self.args.work / "_".join([kind, name, self.name, slices, str(seed), *how])
 
     def fine_tuned(self, kind: str, seed: int, steps: int, source: str = "") -> PreTrainedModel:
         """A dense model after so many steps; made if it is not there."""
         folder = self.folder(kind, seed)
         if not folder.is_dir():
-            trainer = self.trainer(self.model(source or self.source), seed, steps, DENSE_RATE, None)
+            trainer = self.trainer(
+                self.model(source or self.source), seed, steps, self.args.dense_learning_rate, None
+            )
             trainer.train()
             partial_folder = folder.with_name(folder.name + ".partial")
             trainer.save_model(str(partial_folder))
@@ -175,6 +183,9 @@ class Bench:
         if run.method == "L3":
             model = self.fine_tuned("L3", run.seed, plan.teacher_steps + plan.steps, self.smaller())
             measured = self.measure(model, self.model(self.source))
+        elif run.method == "teacher":
+            model = self.fine_tuned("teacher", run.seed, plan.teacher_steps)
+            measured = self.measure(model, model)
         elif run.method in DENSE:
             model = self.fine_tuned("dense", run.seed, plan.teacher_steps + plan.steps)
             measured = self.measure_int8(model) if run.method == "int8" else self.measure(model, model)

@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--teacher-learning-rate", type=float, default=1e-4)
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of both presets")
+    parser.add_argument("--settings", default="{}", help="JSON: of the default preset, on top")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
     parser.add_argument("--work", type=Path, default=Path("build/quick_accuracy"), help="teachers, trainers")
     return parser.parse_args()
@@ -122,7 +123,8 @@ class Bench:
             return
         teacher = str(self.teacher_folder(seed))
         source = teacher if preset == "default" else self.args.model
-        callback = PruningCallback(density=density, preset=preset, teacher=teacher)
+        settings = json.loads(self.args.settings) if preset == "default" else {}
+        callback = PruningCallback(density=density, preset=preset, teacher=teacher, **settings)
         trainer, seconds = self._train(seed, source, self.args.steps, self.args.learning_rate, callback)
         report = trainer.model.pruning_report
         speedups = {f"{row['batch']}x{row['length']}": row["speedup"] for row in report["latency"]}

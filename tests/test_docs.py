@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import itertools
 import json
 import re
@@ -146,6 +147,34 @@ def test_the_page_of_examples_holds_what_was_measured(name):
     for figure, pair in found["figures"].items():
         shown = [f"{value:,}" if isinstance(value, int) else f"{value:.1f}" for value in pair]
         assert f"| {figure} | {shown[0]} | {shown[1]} |" in page.splitlines()
+
+
+@pytest.fixture
+def accuracy_tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("accuracy_tables")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_accuracy_hold_what_was_measured(page, accuracy_tables):
+    written = page.read_text(encoding="utf-8")
+    assert written == accuracy_tables.filled(written)
+
+
+def test_changes_are_to_the_dense_run_of_the_same_seed(accuracy_tables):
+    def line(method, seed, metric, density=1.0):
+        shared = {"model": "L6", "task": "CoLA", "settings": "{}", "steps": 10, "latency_ratio": 4.0}
+        return {
+            **shared, "method": method, "seed": seed, "metric": metric, "density": density,
+            "target_density": density,
+        }  # fmt: skip
+
+    lines = [line("dense", 0, 50.0), line("dense", 1, 60.0), line("default", 0, 49.0, 0.2)]
+    lines += [line("default", 1, 57.0, 0.2), line("default", 2, 0.0, 0.2)]
+    table = accuracy_tables.main_table(lines, "L6").splitlines()
+    # Without a dense run of its seed, a run is in no table.
+    assert table[2] == "| dense | 100 % | 4.0x |  |  |  | 55.0 (2) |  |  |"
+    assert table[3] == "| default | 20 % | 4.0x |  |  |  | −2.0 ± 1.0 (2) |  |  |"
 
 
 def test_public_names_are_documented():

@@ -1,0 +1,208 @@
+"""Tables and plots of what `accuracy.py` and its ablations measured, written into the pages that show them.
+
+python benchmarks/accuracy_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+ROOT = Path(__file__).parents[1]
+#: As the tables have them, left to right.
+TASKS = ("SST-2", "banking77", "MRPC", "CoLA", "SQuAD", "GoogleTN")
+#: As the tables have them, top to bottom.
+METHODS = (
+    "dense",
+    "teacher",
+    "int8",
+    "L3",
+    "default",
+    "magnitude",
+    "paper",
+    "paper from pretrained",
+    "small-dense",
+)
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task, over its seeds.
+
+    Attributes:
+        metric: mean, 0 to 100.
+        change: mean difference to the dense run of the same seed.
+        error: standard error of that mean; ``None`` of a single seed.
+        seeds: how many.
+        density: mean share of encoder weights in the file.
+        speedup: median of the latency over dense.
+    """
+
+    metric: float
+    change: float
+    error: float | None
+    seeds: int
+    density: float
+    speedup: float
+
+
+def read(name: str) -> list[Line]:
+    """Lines of a file of results; none if there is no file."""
+    file = RESULTS / f"{name}.jsonl"
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    )
+
+
+def cells(lines: Iterable[Line], model: str) -> dict[tuple[str, float, int, str], Cell]:
+    """Of one model: method, density asked for, number of steps over the plan's, task -> cell."""
+    mine = [line for line in lines if line["model"] == model and line["settings"] == "{}"]
+    dense = {(line["task"], line["seed"]): line for line in mine if line["method"] == "dense"}
+    groups = defaultdict(list)
+    for line in mine:
+        if (line["task"], line["seed"]) in dense:
+            more = round(line["steps"] / dense[line["task"], line["seed"]]["steps"])
+            groups[line["method"], line["target_density"], more, line["task"]].append(line)
+    return {key: _cell(group, dense) for key, group in groups.items()}
+
+
+def _cell(group: Sequence[Line], dense: dict[tuple[str, int], Line]) -> Cell:
+    changes = [line["metric"] - dense[line["task"], line["seed"]]["metric"] for line in group]
+    error = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else None
+    mean = {name: statistics.fmean(line[name] for line in group) for name in ("metric", "density")}
+    speedup = statistics.median(line["latency_ratio"] for line in group)
+    return Cell(mean["metric"], statistics.fmean(changes), error, len(group), mean["density"], speedup)
+
+
+def main_table(lines: Iterable[Line], model: str) -> str:
+    """Methods x tasks: the dense metric, and what the others lose or win against it."""
+    found = cells(lines, model)
+    rows = sorted({key[:3] for key in found}, key=lambda row: (METHODS.index(row[0]), -row[1], row[2]))
+    head = ["method", "weights", "speed", *TASKS]
+    body = []
+    for row in rows:
+        mine = {task: found[*row, task] for task in TASKS if (*row, task) in found}
+        method, _, more = row
+        share = 100 * statistics.fmean(cell.density for cell in mine.values())
+        speed = statistics.median(cell.speedup for cell in mine.values())
+        name = method if more == 1 else f"{method}, {more}x the steps"
+        shown = [_shown(mine.get(task), is_dense=method == "dense") for task in TASKS]
+        body.append([name, f"{share:.0f} %", f"{speed:.1f}x", *shown])
+    return markdown(head, body)
+
+
+def _shown(cell: Cell | None, *, is_dense: bool) -> str:
+    if cell is None:
+        return ""
+    if is_dense:
+        return f"{cell.metric:.1f} ({cell.seeds})"
+    error = f" ± {cell.error:.1f}" if cell.error is not None else ""
+    return f"{signed(cell.change)}{error} ({cell.seeds})"
+
+
+def signed(value: float) -> str:
+    """A change, with its sign."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def ablation_table(lines: Iterable[Line]) -> str:
+    """One change at a time x tasks: metric and loss on held-back training rows, means over the seeds."""
+    groups: dict[tuple[str, str, float], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if line["method"] == "default":
+            groups[line["model"], line["settings"], line["learning_rate"]][line["task"]].append(line)
+    tasks = [task for task in TASKS if any(task in group for group in groups.values())]
+    body = []
+    for (model, settings, rate), group in groups.items():
+        changes = [f"`{name}={value}`" for name, value in json.loads(settings).items()]
+        name = ", ".join(changes + ([f"learning rate {rate:g}"] if rate != 6e-4 else [])) or "default"
+        body.append([model, name, *(_ablated(group.get(task, [])) for task in tasks)])
+    return markdown(["model", "change", *tasks], body)
+
+
+def _ablated(group: Sequence[Line]) -> str:
+    if not group:
+        return ""
+    metric = statistics.fmean(line["metric"] for line in group)
+    loss = statistics.fmean(line["metrics"]["loss"] for line in group)
+    return f"{metric:.1f}, {loss:.3f} ({len(group)})"
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table; numbers to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body)).replace("| --- |", "|---|")
+
+
+def blocks() -> dict[str, Callable[[], str]]:
+    """Name of a marked part of a page -> what stands in it."""
+    return {
+        "accuracy of MiniLM-L6": lambda: main_table(read("accuracy"), "L6"),
+        "ablations": lambda: ablation_table(read("ablations")),
+    }
+
+
+def filled(page: str) -> str:
+    """A page with its marked parts as they were measured.
+
+    Raises:
+        KeyError: a mark has an unknown name.
+    """
+
+    def part(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{blocks()[match[2]]()}\n{match[3]}"
+
+    marks = r"(<!-- measured: (.*?) -->)\n.*?(<!-- end -->)"
+    return re.sub(marks, part, page, flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Pages that may have marked parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
+    """Metric over density or speed, one field per task, one line per method."""
+    import matplotlib.pyplot as plt  # only to draw
+
+    found = cells(lines, model)
+    tasks = [task for task in TASKS if any(key[3] == task for key in found)]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 3.4), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for method in METHODS:
+            points = [cell for key, cell in found.items() if (key[0], key[2], key[3]) == (method, 1, task)]
+            points.sort(key=lambda cell: getattr(cell, across))
+            if points:
+                xs, ys = ([getattr(cell, name) for cell in points] for name in (across, "metric"))
+                axis.errorbar(xs, ys, [cell.error or 0 for cell in points], marker="o", label=method)
+        axis.set(title=task, xlabel=LABELS[across])
+    axes[0][0].set_ylabel("metric")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncols=len(METHODS))
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
+    figure.savefig(file, dpi=120)
+
+
+LABELS = {"density": "encoder weights kept", "speedup": "speed over dense, 1 x 128"}
+
+
+def main() -> None:
+    """Fill the pages, draw the plots."""
+    for page in pages():
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    lines = read("accuracy")
+    for across, name in (("density", "accuracy_density"), ("speedup", "accuracy_latency")):
+        if lines:
+            plot(lines, "L6", across, RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
