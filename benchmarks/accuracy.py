@@ -98,7 +98,7 @@ def wanted(args: argparse.Namespace) -> Iterator[Run]:
                 for density in [1.0] if plain else args.densities:
                     steps = PLANS[task].steps * (1 if plain else args.more_steps)
                     own = "{}" if plain or method == "small-dense" else settings
-                    dense = args.dense_learning_rate
+                    dense = args.dense_learning_rate or PLANS[task].dense_rate
                     rates = (dense if plain else args.learning_rate, dense)
                     yield Run(
                         name, task, method, density, seed, steps, own, *rates, args.held_back, args.bf16
@@ -117,6 +117,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, name: str) -> None:
         self.args, self.name, self.plan = args, name, PLANS[name]
+        self.dense_rate: float = args.dense_learning_rate or self.plan.dense_rate
         self.source = args.model.partition("=")[2]
         self.tokenizer = AutoTokenizer.from_pretrained(self.source)
         self.task: Task = load_task(name, args.data, self.tokenizer, held_back=args.held_back)
@@ -130,16 +131,14 @@ class Bench:
         """Where a fine-tuned dense model is kept."""
         slices = "held_back" if self.args.held_back else "all"
         name = self.args.model.partition("=")[0]
-        how = [f"{self.args.dense_learning_rate:g}", f"bf16{self.args.bf16}"]
+        how = [f"{self.dense_rate:g}", f"bf16{self.args.bf16}"]
         return self.args.work / "_".join([kind, name, self.name, slices, str(seed), *how])
 
     def fine_tuned(self, kind: str, seed: int, steps: int, source: str = "") -> PreTrainedModel:
         """A dense model after so many steps; made if it is not there."""
         folder = self.folder(kind, seed)
         if not folder.is_dir():
-            trainer = self.trainer(
-                self.model(source or self.source), seed, steps, self.args.dense_learning_rate, None
-            )
+            trainer = self.trainer(self.model(source or self.source), seed, steps, self.dense_rate, None)
             trainer.train()
             partial_folder = folder.with_name(folder.name + ".partial")
             trainer.save_model(str(partial_folder))
