@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from accuracy_tasks import PLANS, Plan, Task, load_task
+from accuracy_tasks import PLANS, Task, load_task
 from common import RESULTS, command, machine
 from hf_mlprune import PruningCallback, PruningConfig, attach, export, report, shrink
 from hf_mlprune.exporting.export import ENGINES
@@ -45,6 +45,8 @@ METHODS: dict[str, dict[str, Any]] = {
 #: These have no density to choose.
 DENSE = ("dense", "teacher", "int8", "L3")
 LATENCY = (1, 128)
+#: Learning rate of pruning.
+PRUNING_RATE = 6e-4
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--more-steps", type=int, default=1, help="so many times the steps of pruning")
     parser.add_argument("--settings", default="{}", help="JSON: settings of the callback, on top")
-    parser.add_argument("--learning-rate", type=float, default=6e-4, help="of pruning")
-    parser.add_argument(
-        "--dense-learning-rate", type=float, default=3e-4, help="of dense models and teachers"
-    )
+    parser.add_argument("--learning-rate", type=float, default=PRUNING_RATE, help="of pruning")
+    parser.add_argument("--dense-learning-rate", type=float, help="of dense models, if not the plan's")
     parser.add_argument("--held-back", action="store_true", help="measure on a slice of the training rows")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="teachers, trainers")
@@ -134,11 +134,11 @@ class Bench:
         how = [f"{self.dense_rate:g}", f"bf16{self.args.bf16}"]
         return self.args.work / "_".join([kind, name, self.name, slices, str(seed), *how])
 
-    def fine_tuned(self, kind: str, seed: int, steps: int, source: str = "") -> PreTrainedModel:
+    def fine_tuned(self, kind: str, seed: int, steps: int, source: str) -> PreTrainedModel:
         """A dense model after so many steps; made if it is not there."""
         folder = self.folder(kind, seed)
         if not folder.is_dir():
-            trainer = self.trainer(self.model(source or self.source), seed, steps, self.dense_rate, None)
+            trainer = self.trainer(self.model(source), seed, steps, self.dense_rate, None)
             trainer.train()
             partial_folder = folder.with_name(folder.name + ".partial")
             trainer.save_model(str(partial_folder))
@@ -177,19 +177,11 @@ class Bench:
 
     def run(self, run: Run) -> dict[str, Any]:
         """Do a run; its line."""
-        plan: Plan = self.plan
         began = time.perf_counter()
-        if run.method == "L3":
-            model = self.fine_tuned("L3", run.seed, plan.teacher_steps + plan.steps, self.smaller())
-            measured = self.measure(model, self.model(self.source))
-        elif run.method == "teacher":
-            model = self.fine_tuned("teacher", run.seed, plan.teacher_steps)
-            measured = self.measure(model, model)
-        elif run.method in DENSE:
-            model = self.fine_tuned("dense", run.seed, plan.teacher_steps + plan.steps)
-            measured = self.measure_int8(model) if run.method == "int8" else self.measure(model, model)
+        if run.method in DENSE:
+            measured = self.run_dense(run)
         else:
-            teacher = self.fine_tuned("teacher", run.seed, plan.teacher_steps)
+            teacher = self.fine_tuned("teacher", run.seed, self.plan.teacher_steps, self.source)
             began = time.perf_counter()
             source = (
                 self.source if run.method == "paper from pretrained" else self.folder("teacher", run.seed)
@@ -203,6 +195,15 @@ class Bench:
             self.trainer(model, run.seed, run.steps, run.learning_rate, callback).train()
             measured = self.measure(model, teacher)
         return {**measured, "wall_seconds": round(time.perf_counter() - began, 1)}
+
+    def run_dense(self, run: Run) -> dict[str, Any]:
+        """Do a run that prunes nothing."""
+        kind = "dense" if run.method == "int8" else run.method
+        steps = self.plan.teacher_steps + (0 if kind == "teacher" else self.plan.steps)
+        model = self.fine_tuned(kind, run.seed, steps, self.smaller() if kind == "L3" else self.source)
+        if run.method == "int8":
+            return self.measure_int8(model)
+        return self.measure(model, self.model(self.source) if kind == "L3" else model)
 
     def smaller(self) -> str:
         """The smaller pretrained model, which must read the same tokens."""

@@ -14,23 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accuracy import DENSE, PRUNING_RATE, finished
+from accuracy import METHODS as PRUNED
+from accuracy_tasks import PLANS
 from common import RESULTS
 
 ROOT = Path(__file__).parents[1]
-#: As the tables have them, left to right.
-TASKS = ("SST-2", "banking77", "MRPC", "CoLA", "SQuAD", "GoogleTN")
-#: As the tables have them, top to bottom.
-METHODS = (
-    "dense",
-    "teacher",
-    "int8",
-    "L3",
-    "default",
-    "magnitude",
-    "paper",
-    "paper from pretrained",
-    "small-dense",
-)
+#: As the tables have them, left to right and top to bottom.
+TASKS, METHODS = tuple(PLANS), (*DENSE, *PRUNED)
 Line = dict[str, Any]
 
 
@@ -53,14 +44,6 @@ class Cell:
     seeds: int
     density: float
     speedup: float
-
-
-def read(name: str) -> list[Line]:
-    """Lines of a file of results; none if there is no file."""
-    file = RESULTS / f"{name}.jsonl"
-    return (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    )
 
 
 def cells(lines: Iterable[Line], model: str) -> dict[tuple[str, float, int, str], Cell]:
@@ -124,7 +107,7 @@ def ablation_table(lines: Iterable[Line]) -> str:
     body = []
     for (model, settings, rate), group in groups.items():
         changes = [f"`{name}={value}`" for name, value in json.loads(settings).items()]
-        name = ", ".join(changes + ([f"learning rate {rate:g}"] if rate != 6e-4 else [])) or "default"
+        name = ", ".join(changes + ([f"learning rate {rate:g}"] if rate != PRUNING_RATE else [])) or "default"
         body.append([model, name, *(_ablated(group.get(task, [])) for task in tasks)])
     return markdown(["model", "change", *tasks], body)
 
@@ -146,8 +129,8 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def blocks() -> dict[str, Callable[[], str]]:
     """Name of a marked part of a page -> what stands in it."""
     return {
-        "accuracy of MiniLM-L6": lambda: main_table(read("accuracy"), "L6"),
-        "ablations": lambda: ablation_table(read("ablations")),
+        "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
+        "ablations": lambda: ablation_table(finished(RESULTS / "ablations.jsonl")),
     }
 
 
@@ -198,7 +181,7 @@ def main() -> None:
     """Fill the pages, draw the plots."""
     for page in pages():
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
-    lines = read("accuracy")
+    lines = finished(RESULTS / "accuracy.jsonl")
     for across, name in (("density", "accuracy_density"), ("speedup", "accuracy_latency")):
         if lines:
             plot(lines, "L6", across, RESULTS / f"{name}.png")

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from families import each_family
 from hf_mlprune import PruningConfig, advance, attach, collect, start
 from hf_mlprune.config import LEVELS, ROW_SITES
+from hf_mlprune.config import METHODS as NAMES
+from hf_mlprune.methods import METHODS
 from hf_mlprune.stages import BlockStage, StructuredStage
 from hf_mlprune.state import pruning_state
 from support.models import loss_of, make_batch, make_model
@@ -58,6 +60,10 @@ def test_squared_norms_of_blocks_are_those_of_kept_rows_and_columns(shape, seed)
         kept = linear.weight.detach()[rows][:, columns].square()
         blocks = [block.sum() for band in kept.split(shape[0]) for block in band.split(shape[1], dim=1)]
         torch.testing.assert_close(norms, torch.stack(blocks))
+
+
+def test_the_settings_know_every_method():
+    assert tuple(METHODS) == NAMES
 
 
 def test_magnitude_keeps_the_rows_of_largest_weights():

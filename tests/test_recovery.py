@@ -8,7 +8,7 @@ import pytest
 
 from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, distilled, start
-from hf_mlprune.encoders import dropouts_of
+from hf_mlprune.distillation.dropout import dropouts_of
 from hf_mlprune.families import find_encoders
 from support.models import loss_of, make_batch, make_model
 from support.training import make_trainer

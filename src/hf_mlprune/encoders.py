@@ -217,15 +217,3 @@ def tokens_of(encoder: Encoder) -> int | None:
 def _sides(size: Any) -> tuple[int, int]:
     """Height and width, of which configs give one if they are equal."""
     return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-
-
-def dropouts_of(encoder: nn.Module) -> tuple[tuple[nn.Module, str, float], ...]:
-    """Modules of an encoder, the attribute in which each has its probability of dropout, and that."""
-    found = []
-    for module in encoder.modules():
-        names = ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout", "dropout")
-        for name in names:
-            value = vars(module).get(name)
-            if isinstance(value, float):
-                found.append((module, name, value))
-    return tuple(found)

@@ -109,7 +109,7 @@ class MaskedLinear(nn.Linear):
 
     def block_norms(self) -> Tensor:
         """Σ w² of each block of the kept rows and columns, ``(grid rows, grid columns)`` fp32."""
-        first, second = self.block_layout()
+        first, second = self.masks.layout or self.block_layout()
         squared = (self.masks.kept or Kept()).of(self.weight).float().square()
         return first.T.float() @ squared @ second.T.float()
 

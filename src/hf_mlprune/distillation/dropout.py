@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..encoders import Encoder, dropouts_of
+from ..encoders import Encoder
 from ..run import current_run
 from ..schedule import Phase
 from ..state import is_attached, pruning_states
@@ -42,3 +42,15 @@ class RecoveryDropout:
         """Give the encoders their own probabilities again."""
         for module, name, probability in self._own:
             setattr(module, name, probability)
+
+
+def dropouts_of(encoder: nn.Module) -> tuple[tuple[nn.Module, str, float], ...]:
+    """Modules of an encoder, the attribute in which each has its probability of dropout, and that."""
+    found = []
+    for module in encoder.modules():
+        names = ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout", "dropout")
+        for name in names:
+            value = vars(module).get(name)
+            if isinstance(value, float):
+                found.append((module, name, value))
+    return tuple(found)
