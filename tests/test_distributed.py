@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from hf_mlprune.config import LEVELS
+from support.methods import SETTINGS
 
 HERE = Path(__file__).parent
 
@@ -47,14 +51,22 @@ def seen(folder: Path, rank: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "preset", "taught"),
-    [("torchrun", "default", "alone"), ("accelerate", "paper", "taught")],
+    ("launcher", "settings", "taught"),
+    [
+        ("torchrun", {"levels": LEVELS, "block_shape": (8, 4)}, "alone"),
+        ("accelerate", {"preset": "paper", "block_shape": (8, 4)}, "taught"),
+        *[
+            ("torchrun", {"method": name, **row}, "alone")
+            for name, row in SETTINGS.items()
+            if name != "fisher"
+        ],
+    ],
 )
-def test_two_processes_are_one_with_the_same_batch(launcher, preset, taught, tmp_path):
+def test_two_processes_are_one_with_the_same_batch(launcher, settings, taught, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, starter, rows in ((one, None, "8"), (two, launcher, "4")):
         folder.mkdir()
-        done = launch(starter, str(folder), preset, taught, rows)
+        done = launch(starter, str(folder), json.dumps(settings), taught, rows)
         assert done.returncode == 0, done.stderr[-3000:]
     alone, first, second = seen(one, 0), seen(two, 0), seen(two, 1)
     assert (alone["processes"], first["processes"]) == (1, 2)
@@ -79,7 +91,7 @@ def test_two_processes_are_one_with_the_same_batch(launcher, preset, taught, tmp
 
 
 def test_weights_of_two_processes_stay_the_same_where_the_proof_changes_their_dtype(tmp_path):
-    done = launch("torchrun", str(tmp_path), "default", "bfloat16", "4")
+    done = launch("torchrun", str(tmp_path), json.dumps(SETTINGS["fisher"]), "bfloat16", "4")
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = seen(tmp_path, 0), seen(tmp_path, 1)
     assert torch.equal(first["masks"], second["masks"])

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
 
 from families import each_family
-from hf_mlprune import PruningConfig, advance, attach, collect, start
+from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, shrink, start
 from hf_mlprune.config import LEVELS, ROW_SITES
-from hf_mlprune.config import METHODS as NAMES
-from hf_mlprune.methods import METHODS
+from hf_mlprune.encoders import inspect_encoder
+from hf_mlprune.methods import METHODS, setting_names
+from hf_mlprune.methods.ranking import Ranking
+from hf_mlprune.methods.snip import bound_spectral_norms, function_norms, spectral_norm
+from hf_mlprune.narrowing import compute_all
+from hf_mlprune.stage import Owned
 from hf_mlprune.stages import BlockStage, StructuredStage
 from hf_mlprune.state import pruning_state
-from support.models import loss_of, make_batch, make_model
+from support.methods import SETTINGS, each_method
+from support.models import assert_same_outputs, clone, loss_of, make_batch, make_model, prune
+from support.training import make_trainer
 
 
 @each_family
@@ -62,10 +72,6 @@ def test_squared_norms_of_blocks_are_those_of_kept_rows_and_columns(shape, seed)
         torch.testing.assert_close(norms, torch.stack(blocks))
 
 
-def test_the_settings_know_every_method():
-    assert tuple(METHODS) == NAMES
-
-
 def test_magnitude_keeps_the_rows_of_largest_weights():
     model = make_model()
     attach(model, PruningConfig.create(0.8, method="magnitude", levels=("rows",)))
@@ -86,3 +92,215 @@ def test_magnitude_keeps_the_rows_of_largest_weights():
     norms, keeps = torch.cat(norms), torch.cat(keeps)
     assert 0 < int(keeps.sum()) < len(keeps)
     assert norms[keeps].min() > norms[~keeps].max()
+
+
+@each_method
+def test_every_method_lands_and_its_masked_model_is_the_shrunk_and_the_reloaded_one(method, tmp_path):
+    model = make_model()
+    prune(model, PruningConfig.create(0.5, method=method, **SETTINGS[method]))
+    state = pruning_state(model)
+    compute_all(state)
+    unit = max(int(costs.max()) for costs in StructuredStage(state).costs) / state.total_weights()
+    assert 0.5 - (unit if method == "snip" else 0.02) < state.density() <= 0.5
+    masked, batch = clone(model), make_batch(seed=99)
+    shrink(model)
+    assert_same_outputs(masked, model, batch)
+    model.save_pretrained(tmp_path)
+    assert_same_outputs(masked, AutoModelForSequenceClassification.from_pretrained(tmp_path), batch)
+
+
+@each_family
+@each_method
+def test_every_method_prunes_every_family(method, family):
+    model = make_model(family=family)
+    prune(model, PruningConfig.create(0.6, method=method, **SETTINGS[method]))
+    assert pruning_state(model).density() <= 0.6
+    shrink(model)
+
+
+@each_method
+def test_settings_of_a_method_are_written_and_read(method):
+    config = PruningConfig.create(0.3, method=method, **SETTINGS[method])
+    assert PruningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert set(config.to_dict()) == {*PruningConfig.run_settings(), *setting_names(METHODS[method])}
+
+
+def test_an_unknown_method_says_what_there_is():
+    with pytest.raises(ValueError, match=r"method: expected any of \('fisher', .*did you mean 'snip'"):
+        PruningConfig.create(0.3, method="snap")
+
+
+class FirstUnits(Ranking):
+    """A method of a user's own: the first units of each gate stay."""
+
+    def score(self, stage, gradients):
+        for gate, costs, active in zip(stage.gates, stage.costs, stage.active, strict=True):
+            gate.scores[:active] = torch.arange(active, 0, -1) * costs
+
+
+def test_a_class_of_the_users_own_prunes_and_is_found_again(tmp_path):
+    model = make_model()
+    trainer = make_trainer(
+        tmp_path, model, PruningCallback(0.3, method=FirstUnits), save_strategy="steps", save_steps=8
+    )
+    trainer.train()
+    for layer in inspect_encoder(trainer.model).structure.layers:
+        assert all(kept == tuple(range(len(kept))) for kept in layer.kept.values())
+    again = make_trainer(tmp_path, make_model(), PruningCallback(0.3, method=FirstUnits))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+
+
+def test_names_in_files_run_no_code():
+    with pytest.raises(
+        ValueError, match=r"wave\.Reader is a class of the user's own; import its module wave"
+    ):
+        PruningConfig.from_dict({"density": 0.3, "method": "wave.Reader"})
+    assert "wave" not in sys.modules
+
+
+def test_a_method_that_could_not_be_found_again_is_refused():
+    class Local(FirstUnits):
+        pass
+
+    with pytest.raises(ValueError, match="expected a class at the top level of a module"):
+        PruningConfig.create(0.3, method=Local)
+    with pytest.raises(TypeError, match="expected a name or a subclass of Method, got 3"):
+        PruningConfig.create(0.3, method=3)
+
+
+def penalty_of(stage, weight, epsilon):
+    """Σ λ p γ r with γ held fixed, by autograd on copies; and the copies."""
+    copies = {
+        id(each.weight): each.weight.detach().double().requires_grad_()
+        for owned in stage.owned()
+        for each in owned
+    }
+    total = 0.0
+    for owned in stage.owned():
+        squares = sum(each.sum(copies[id(each.weight)].square()) for each in owned)
+        sizes = sum(each.sum(torch.ones_like(each.weight)) for each in owned)
+        means = (squares / sizes.clamp(min=1)).clamp(min=1e-30).sqrt()
+        total = total + (weight * sizes * means / (means.detach() + epsilon)).sum()
+    return total, copies
+
+
+@pytest.mark.parametrize("levels", [("heads",), ("rows",), ("blocks",)])
+@pytest.mark.parametrize("shape", [(4, 4), (1, 6), (6, 1), (5, 7)])
+def test_the_gradient_of_group_lasso_reaches_the_weights(levels, shape):
+    model = make_model()
+    blocks = {"block_shape": shape} if levels == ("blocks",) else {}
+    attach(
+        model, PruningConfig.create(0.9, method="group-lasso", levels=levels, warmup_fraction=0.0, **blocks)
+    )
+    start(model, 20)
+    loss_of(model.train(), make_batch()).backward()
+    stage = pruning_state(model).run.stage
+    before = {id(each.weight): each.weight.grad.clone() for owned in stage.owned() for each in owned}
+    total, copies = penalty_of(stage, 1e-5, 1e-3)
+    total.backward()
+    collect(model)
+    assert float(total.detach()) == pytest.approx(pruning_state(model).run.pressure.penalty, rel=1e-4)
+    for owned in stage.owned():
+        for each in owned:
+            found = each.weight.grad - before[id(each.weight)]
+            assert float(found.abs().max()) > 0
+            torch.testing.assert_close(found, copies[id(each.weight)].grad.float(), rtol=1e-2, atol=1e-6)
+
+
+def test_group_lasso_makes_the_norms_of_groups_uneven():
+    """What it is for: after it, few groups hold the weights; after plain training, all do."""
+    spreads = []
+    for weight in (1e-12, 1e-7):
+        model = make_model()
+        config = PruningConfig.create(0.7, method="group-lasso", levels=("rows",), lasso_weight=weight,
+                                      structured_fraction=0.9, block_fraction=0.0)  # fmt: skip
+        attach(model, config)
+        start(model, 200)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+        for step in range(1, 180):
+            loss_of(model.train(), make_batch(seed=step)).backward()
+            collect(model)
+            optimizer.step()
+            optimizer.zero_grad()
+            advance(model, step)
+        norms = torch.cat(pruning_state(model).run.stage.squared_norms()).sqrt()
+        spreads.append(float(norms.std() / norms.mean()))
+    assert spreads[1] > 1.5 * spreads[0]
+
+
+@given(
+    tokens=st.integers(1, 6), units=st.integers(1, 4), span=st.integers(1, 3), width=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_function_norms_and_their_gradient(tokens, units, span, width, seed):
+    torch.manual_seed(seed)
+    inputs, weight = torch.randn(tokens, units * span), torch.randn(width, units * span, requires_grad=True)
+    parts = [
+        (inputs[:, each] @ weight[:, each].T).norm(dim=1).mean() / width**0.5
+        for each in torch.arange(units * span).split(span)
+    ]
+    torch.stack(parts).sum().backward()
+    found, gradient = function_norms(Owned("fc2", 0, weight.detach(), None, None, inputs), units)
+    torch.testing.assert_close(found, torch.stack(parts).detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient, weight.grad, rtol=1e-2, atol=1e-3)
+
+
+def test_spectral_norms_are_those_of_the_decomposition():
+    torch.manual_seed(0)
+    for shape in ((8, 5), (5, 8), (6, 6)):
+        weight = torch.randn(shape)
+        true = float(torch.linalg.matrix_norm(weight, 2))
+        assert 0.8 * true < float(spectral_norm(weight)) <= true * 1.0001
+
+
+def test_snip_brings_spectral_norms_to_the_median_of_their_kind():
+    model = make_model(num_hidden_layers=3)
+    with torch.no_grad():
+        model.base_model.encoder.layer[1].output.dense.weight.mul_(5)
+    attach(model, PruningConfig.create(0.9, method="snip"))
+    stage = StructuredStage(pruning_state(model))
+    bound_spectral_norms(stage, 0.0)
+    before = [layer.output.dense.weight.clone() for layer in model.base_model.encoder.layer]
+    bound_spectral_norms(stage, 1.0)
+    norms = sorted(float(spectral_norm(weight)) for weight in before)
+    for layer, weight in zip(model.base_model.encoder.layer, before, strict=True):
+        wanted = min(float(spectral_norm(weight)), norms[1])
+        assert float(spectral_norm(layer.output.dense.weight)) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_snip_removes_whole_modules_from_the_compute(tmp_path):
+    model = make_model(num_hidden_layers=3)
+    prune(model, PruningConfig.create(0.4, method="snip"), steps=40)
+    shrink(model)
+    widths = [layer.widths for layer in inspect_encoder(model).structure.layers]
+    assert {width["fc1"] for width in widths} == {0, 48}
+    for layer, width in zip(model.base_model.encoder.layer, widths, strict=True):
+        linears = [each for each in layer.modules() if isinstance(each, torch.nn.Linear)]
+        assert any(each.out_features == 48 for each in linears) == bool(width["fc1"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"method": "snip", "levels": ("rows",)},
+            r"levels: expected any of \('heads', 'attention', 'ffn'\) with",
+        ),
+        ({"levels": ("heads", "attention")}, "levels: expected 'attention' or heads, got both"),
+        ({"levels": ("rows", "ffn")}, "levels: expected 'ffn' or rows of fc1, got both"),
+        ({"method": "snip", "norm_decay": 1}, "norm_decay: expected less than 1, got 1"),
+        ({"method": "snip", "spectral_share": 2.0}, "spectral_share: expected at most 1, got 2.0"),
+        ({"method": "group-lasso", "lasso_weight": 0}, "lasso_weight: expected more than 0, got 0"),
+        (
+            {"method": "group-lasso", "lasso_refreshes": 0},
+            "lasso_refreshes: expected a whole number from 1 up",
+        ),
+        ({"method": "random", "draw": -1}, "draw: expected a whole number from 0 up, got -1"),
+        ({"lasso_weight": 1.0}, "lasso_weight: has no effect here, it needs the method 'group-lasso'"),
+    ],
+)
+def test_settings_of_methods_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig.create(0.3, **settings)

@@ -73,7 +73,10 @@ from support.training import make_trainer, training_arguments
         ({"density": 0.2, "exclude": (-1,)}, "exclude: expected layer indices from 0 up"),
         ({"density": 0.2, "structured_density": 0.1}, "structured_density: expected at least density=0.2"),
         ({"density": 0.2, "structured_fraction": 0.9}, "expected less than 1, so that steps are left"),
-        ({"density": 0.2, "temperature": 0}, "temperature: expected more than 0, got 0"),
+        (
+            {"density": 0.2, "method": "mlpruning", "temperature": 0},
+            "temperature: expected more than 0, got 0",
+        ),
         ({"density": 0.2, "minimum_units": -1}, "minimum_units: expected a whole number from 0 up"),
         ({"density": 0.2, "stall_steps": True}, "stall_steps: expected a whole number from 1 up"),
         ({"density": 0.2, "importance_decay": 1.0}, "importance_decay: expected less than 1"),

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from hf_mlprune import PruningCallback, PruningConfig, attach
 from hf_mlprune.config import LEVELS
 from hf_mlprune.schedule import make_schedule
+from support.methods import SETTINGS
 from support.models import make_model
 from support.processes import run_forked
 from support.training import make_trainer
@@ -32,11 +33,21 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_and_save(folder: Path, preset: str, kill: int, resume: bool) -> None:
+#: Two presets, each killed in every phase, and the other methods.
+RUNS = {
+    "default": SETTINGS["fisher"],
+    "paper": {**SETTINGS["mlpruning"], "preset": "paper"},
+    **{
+        name: {**row, "method": name} for name, row in SETTINGS.items() if name not in ("fisher", "mlpruning")
+    },
+}
+
+
+def train_and_save(folder: Path, name: str, kill: int, resume: bool) -> None:
     """Trains 24 steps with a checkpoint after each; `kill` of 0 is never reached."""
     torch.set_num_threads(1)
     teacher = str(folder.parent / "teacher")
-    callback = PruningCallback(0.3, levels=LEVELS, block_shape=(8, 4), preset=preset, teacher=teacher)
+    callback = PruningCallback(0.3, teacher=teacher, **RUNS[name])
     trainer = make_trainer(
         folder,
         make_model(hidden_dropout_prob=0.1),
@@ -51,12 +62,12 @@ def train_and_save(folder: Path, preset: str, kill: int, resume: bool) -> None:
     trainer.save_model(str(folder / "final"))
 
 
-def run(folder: Path, preset: str, kill: int = 0, *, resume: bool = False) -> int:
+def run(folder: Path, name: str, kill: int = 0, *, resume: bool = False) -> int:
     """Exit code of a process of its own."""
-    return run_forked(train_and_save, folder, preset, kill, resume)
+    return run_forked(train_and_save, folder, name, kill, resume)
 
 
-@pytest.fixture(scope="module", params=["default", "paper"])
+@pytest.fixture(scope="module", params=list(RUNS))
 def straight(request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("straight")
     make_model(seed=7).save_pretrained(folder / "teacher")
@@ -64,28 +75,30 @@ def straight(request, tmp_path_factory) -> tuple[str, Path]:
     return request.param, folder
 
 
-def phase_steps(preset: str) -> list[int]:
-    """A step inside each phase, and one at each boundary."""
-    plan = make_schedule(PruningConfig.create(0.3, preset, levels=LEVELS), 24)
+def phase_steps(name: str) -> list[int]:
+    """A step inside each phase, and one at each boundary; of methods that share a preset, one each."""
+    plan = make_schedule(PruningConfig.create(0.3, **RUNS[name]), 24)
     edges = [plan.structured_end, plan.blocks_end]
+    if name not in ("default", "paper"):
+        return [edges[0] - 2, (edges[0] + edges[1]) // 2]
     return sorted({1, edges[0] - 2, edges[0], edges[0] + 2, edges[1], 23})
 
 
 def test_a_run_killed_in_each_phase_ends_as_if_it_had_not_been(straight, tmp_path):
-    preset, reference = straight
+    name, reference = straight
     expected = load_file(reference / "run" / "final" / "model.safetensors")
     structure = json.loads((reference / "run" / "final" / "config.json").read_text())["structure"]
     shutil.copytree(reference / "teacher", tmp_path / "teacher")
-    for index, kill in enumerate(phase_steps(preset)):
+    for index, kill in enumerate(phase_steps(name)):
         folder = tmp_path / "run"
         shutil.rmtree(folder, ignore_errors=True)
-        assert run(folder, preset, kill) == -signal.SIGKILL, index
+        assert run(folder, name, kill) == -signal.SIGKILL, index
         assert not (folder / "final").exists()
-        assert run(folder, preset, resume=True) == 0
+        assert run(folder, name, resume=True) == 0
         found = load_file(folder / "final" / "model.safetensors")
         assert found.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert torch.equal(found[name], tensor), (kill, name)
+        for key, tensor in expected.items():
+            assert torch.equal(found[key], tensor), (kill, key)
         assert json.loads((folder / "final" / "config.json").read_text())["structure"] == structure
 
 

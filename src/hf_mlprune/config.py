@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
+from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names
+from .values import check_choices, check_fraction, check_number
+
 LEVELS = ("heads", "rows", "blocks")
+#: Levels whose units are whole modules of a layer.
+MODULES = ("attention", "ffn")
 ROW_SITES = ("attention_output", "fc1", "fc2")
-METHODS = ("fisher", "magnitude", "mlpruning")
 BLOCK_TEACHERS = ("step1", "teacher")
 
 #: What a preset sets; a setting named by the user wins. The field defaults are the default preset.
@@ -39,7 +43,8 @@ class PruningConfig:
     Attributes:
         density: kept weights of the prunable linears / all of them, at the end; in ``(0, 1]``.
         preset: ``"default"`` or ``"paper"`` (MLPruning's formulas, arXiv:2105.14636v1).
-        levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; pruned in this order.
+        levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; blocks are pruned after the others. With
+            ``"attention"`` for ``"heads"`` all heads of a layer go together, with ``"ffn"`` all rows of FC1.
         row_sites: whose rows the level ``"rows"`` prunes: ``"fc1"``, ``"attention_output"``,
             ``"fc2"``. Rows of the last two are scattered back into the residual.
         block_shape: ``(rows, columns)`` of a block.
@@ -50,19 +55,12 @@ class PruningConfig:
         structured_density: density after heads and rows, from which blocks go on; ``None`` derives
             it (see :meth:`first_target`).
         minimum_units: units that every group keeps; 0 lets a layer lose all its heads or FFN rows.
-        method: ``"mlpruning"`` (learned scores and top-k thresholds), or one ranking of all units by
-            importance per weight, on a schedule: ``"fisher"`` (Fisher importance) or ``"magnitude"`` (squared
-            weights).
+        method: how importance is learned: a name of :data:`hf_mlprune.methods.METHODS`, or a subclass of
+            :class:`~hf_mlprune.methods.Method`. Stored by name.
+        method_settings: the method's own settings, which are given and written beside those here.
         warmup_fraction: share of the steps that train dense, before any pruning.
         structured_fraction: share of the steps in which heads and rows are pruned.
         block_fraction: share of the steps in which blocks are pruned. Masks are fixed after it.
-        score_learning_rate: peak step size of scores and thresholds; ``None`` derives it from the
-            number of steps (method ``"mlpruning"``).
-        threshold_init: initial threshold θ; kept ratio ``sigmoid(θ / temperature)``.
-        temperature: T of the kept ratio; 1 is the reference code's.
-        lambda_max: λ_max of the adaptive regularizer.
-        importance_decay: decay per step of the moving average of squared mask gradients, in
-            ``[0, 1)`` (method ``"fisher"``).
         task_weight: weight of the task loss when there is a teacher; the distillation losses have
             the rest.
         hidden_weight: weight of the hidden-state term within the distillation losses.
@@ -86,14 +84,10 @@ class PruningConfig:
     structured_density: float | None = None
     minimum_units: int = 1
     method: str = "fisher"
+    method_settings: MethodSettings | None = None
     warmup_fraction: float = 0.05
     structured_fraction: float = 0.2
     block_fraction: float = 0.15
-    score_learning_rate: float | None = None
-    threshold_init: float = 10.0
-    temperature: float = 1.0
-    lambda_max: float = 20000.0
-    importance_decay: float = 0.98
     task_weight: float = 0.1
     hidden_weight: float = 1.0
     attention_weight: float = 0.0
@@ -112,13 +106,47 @@ class PruningConfig:
         """
         if preset not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in settings:
-            if name not in known:
-                raise ValueError(f"unknown pruning setting {name!r}; known are {sorted(known)}")
-        config = cls(density=density, preset=preset, created=True, **{**PRESETS[preset], **settings})
-        config._check_effect(settings)
+        chosen = settings.get("method", PRESETS[preset].get("method", cls.method))
+        method = find_method(chosen) if isinstance(chosen, str) else chosen
+        settings = {**settings, "method": name_of(method)}
+        usual = {**method.defaults, **PRESETS[preset]}
+        own = cls._take_own(method, settings)
+        given = method.Settings(**own)
+        config = cls(
+            density=density, preset=preset, method_settings=given, created=True, **{**usual, **settings}
+        )
+        config._check_effect(settings, usual)
         return config
+
+    @classmethod
+    def _take_own(cls, method: type[Method[Any]], settings: dict[str, Any]) -> dict[str, Any]:
+        """Take a method's own settings out of all; refuse what nobody knows."""
+        names = setting_names(method)
+        own = {name: settings.pop(name) for name in names if name in settings}
+        others = {
+            name: (other, field.default)
+            for other, each in METHODS.items()
+            for field in dataclasses.fields(each.Settings)
+            if each is not method and (name := field.name) not in names
+        }
+        for name in set(settings) - set(cls.run_settings()):
+            if name not in others:
+                known = sorted([*cls.run_settings(), *names])
+                raise ValueError(f"unknown pruning setting {name!r}; known are {known}")
+            other, default = others[name]
+            if settings.pop(name) != default:
+                raise ValueError(f"{name}: has no effect here, it needs the method {other!r}; leave it out")
+        return own
+
+    @classmethod
+    def run_settings(cls) -> list[str]:
+        """Names of the settings that do not belong to one method."""
+        return [field.name for field in dataclasses.fields(cls) if field.name != "method_settings"]
+
+    @classmethod
+    def all_settings(cls, methods: Iterable[type[Method[Any]]] = METHODS.values()) -> list[str]:
+        """Names of the settings of a run and of methods."""
+        return [*cls.run_settings(), *(name for method in methods for name in setting_names(method))]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningConfig:
@@ -129,10 +157,10 @@ class PruningConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, every value concrete."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        assert self.method_settings is not None
+        values = {name: getattr(self, name) for name in self.run_settings()}
+        values |= dataclasses.asdict(self.method_settings)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def __post_init__(self, created: bool) -> None:
         if self.preset != "default" and not created:
@@ -151,14 +179,19 @@ class PruningConfig:
             if isinstance(value, str) or not isinstance(value, (list, tuple)):
                 raise ValueError(f"{name}: expected a list, got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        _check_fraction("density", self.density, zero=False)
-        _check_choices("levels", self.levels, LEVELS)
-        _check_choices("row_sites", self.row_sites, ROW_SITES)
-        _check_choices("method", (self.method,), METHODS)
-        _check_choices("block_teacher", (self.block_teacher,), BLOCK_TEACHERS)
+        check_fraction("density", self.density, zero=False)
+        check_choices("levels", self.levels, LEVELS + MODULES)
+        check_choices("row_sites", self.row_sites, ROW_SITES)
+        check_choices("block_teacher", (self.block_teacher,), BLOCK_TEACHERS)
+        for whole, parts, taken in (
+            ("attention", "heads", "heads" in self.levels),
+            ("ffn", "rows of fc1", "rows" in self.levels and "fc1" in self.row_sites),
+        ):
+            if whole in self.levels and taken:
+                raise ValueError(f"levels: expected {whole!r} or {parts}, got both")
         if not (self.structured or self.blocks):
             raise ValueError(
-                f"levels: expected at least one of {LEVELS}, and row_sites for rows, got "
+                f"levels: expected at least one of {LEVELS + MODULES}, and row_sites for rows, got "
                 f"{self.levels} with row_sites={self.row_sites}"
             )
         if len(self.block_shape) != 2 or not all(
@@ -173,17 +206,33 @@ class PruningConfig:
         if not all(isinstance(path, str) and path for path in self.encoder):
             raise ValueError(f"encoder: expected paths such as 'text_model', got {self.encoder!r}")
         if self.structured_density is not None:
-            _check_fraction("structured_density", self.structured_density, zero=False)
+            check_fraction("structured_density", self.structured_density, zero=False)
             if self.structured_density < self.density:
                 raise ValueError(
                     f"structured_density: expected at least density={self.density}, "
                     f"got {self.structured_density}"
                 )
         self._check_numbers()
+        self._check_method()
+
+    def _check_method(self) -> None:
+        method = find_method(self.method)
+        if self.method_settings is None:
+            object.__setattr__(self, "method_settings", method.Settings())
+        if type(self.method_settings) is not method.Settings:
+            raise ValueError(
+                f"method_settings: expected {method.Settings.__name__} of the method {self.method!r}, got "
+                f"{type(self.method_settings).__name__}"
+            )
+        self.method_settings.check()
+        if method.levels is not None and not set(self.levels) <= set(method.levels):
+            raise ValueError(
+                f"levels: expected any of {method.levels} with the method {self.method!r}, got {self.levels}"
+            )
 
     def _check_numbers(self) -> None:
         for name in ("warmup_fraction", "structured_fraction", "block_fraction", "task_weight"):
-            _check_fraction(name, getattr(self, name))
+            check_fraction(name, getattr(self, name))
         pruning = self.warmup_fraction + self.structured_fraction + self.block_fraction
         if pruning >= 1:
             raise ValueError(
@@ -191,43 +240,30 @@ class PruningConfig:
                 f"that steps are left with the final masks, got {pruning:g}"
             )
         for name in ("hidden_weight", "attention_weight"):
-            _check_number(name, getattr(self, name), at_least=0)
-        for name in ("temperature", "lambda_max", "distillation_temperature"):
-            _check_number(name, getattr(self, name), above=0)
-        if self.score_learning_rate is not None:
-            _check_number("score_learning_rate", self.score_learning_rate, above=0)
-        _check_number("threshold_init", self.threshold_init)
-        _check_number("importance_decay", self.importance_decay, at_least=0)
-        if self.importance_decay >= 1:
-            raise ValueError(f"importance_decay: expected less than 1, got {self.importance_decay}")
+            check_number(name, getattr(self, name), at_least=0)
+        check_number("distillation_temperature", self.distillation_temperature, above=0)
         if self.recovery_dropout is not None:
-            _check_fraction("recovery_dropout", self.recovery_dropout)
+            check_fraction("recovery_dropout", self.recovery_dropout)
         for name, least in (("minimum_units", 0), ("stall_steps", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: expected a whole number from {least} up, got {value!r}")
 
-    def _check_effect(self, settings: Mapping[str, Any]) -> None:
-        """Refuse settings of a level or method that is not used, unless they are what they are anyway."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for needed, (is_met, names) in {
-            "the level 'blocks'": (self.blocks, ("structured_density", "block_shape")),
-            "the level 'rows'": ("rows" in self.levels, ("row_sites",)),
-            "the method 'fisher'": (self.method == "fisher", ("importance_decay",)),
-            "the method 'mlpruning'": (
-                self.method == "mlpruning",
-                ("score_learning_rate", "threshold_init", "temperature", "lambda_max"),
-            ),
-        }.items():
-            for name in names if not is_met else ():
-                usual = PRESETS[self.preset].get(name, defaults[name])
-                if name in settings and getattr(self, name) != usual:
-                    raise ValueError(f"{name}: has no effect here, it needs {needed}; leave it out")
+    def _check_effect(self, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+        """Refuse settings of a level that is not used, unless they are what they are anyway."""
+        for level, names in (("blocks", ("structured_density", "block_shape")), ("rows", ("row_sites",))):
+            for name in names if level not in self.levels else ():
+                expected = usual.get(name, getattr(type(self), name))
+                if name in settings and getattr(self, name) != expected:
+                    raise ValueError(
+                        f"{name}: has no effect here, it needs the level {level!r}; leave it out"
+                    )
 
     @property
     def structured(self) -> bool:
-        """Whether heads or rows are pruned."""
-        return "heads" in self.levels or ("rows" in self.levels and bool(self.row_sites))
+        """Whether heads, rows or whole modules are pruned."""
+        whole = {"heads", "attention", "ffn"} & set(self.levels)
+        return bool(whole) or ("rows" in self.levels and bool(self.row_sites))
 
     @property
     def blocks(self) -> bool:
@@ -238,6 +274,10 @@ class PruningConfig:
     def step1_teaches(self) -> bool:
         """Whether the model as it was after heads and rows teaches the blocks."""
         return self.structured and self.blocks and self.block_teacher == "step1"
+
+    def make_method(self) -> Method[Any]:
+        """The method with its settings."""
+        return find_method(self.method)(self.method_settings)
 
     def first_target(self) -> float:
         """Density that heads and rows are pruned to.
@@ -250,29 +290,3 @@ class PruningConfig:
         if self.structured_density is not None:
             return self.structured_density
         return 0.5 if self.density <= 0.25 else math.sqrt(self.density)
-
-
-def _check_number(
-    name: str, value: Any, *, at_least: float | None = None, above: float | None = None
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    if at_least is not None and value < at_least:
-        raise ValueError(f"{name}: expected at least {at_least}, got {value}")
-    if above is not None and value <= above:
-        raise ValueError(f"{name}: expected more than {above}, got {value}")
-
-
-def _check_fraction(name: str, value: Any, *, zero: bool = True) -> None:
-    _check_number(name, value)
-    if value > 1 or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name}: expected a value in {'[' if zero else '('}0, 1], got {value}")
-
-
-def _check_choices(name: str, values: tuple[Any, ...], choices: tuple[str, ...]) -> None:
-    for value in values:
-        if value not in choices:
-            raise ValueError(f"{name}: expected any of {choices}, got {value!r}")
-    if len(set(values)) != len(values):
-        raise ValueError(f"{name}: expected each at most once, got {values}")

@@ -19,6 +19,7 @@ class Gate(nn.Module):
     """One group of units that compete with one another, and their keep mask.
 
     Attributes:
+        size: heads or rows that one unit is.
         keep: bool ``(units,)``; 1 = stays.
         scores: fp32 ``(units,)``; the importance of a unit. Meaning and scale are the method's.
         mask: leaf tensor equal to ``keep``, fp32 ``(units,)``; its gradient is dL/dM.
@@ -27,9 +28,9 @@ class Gate(nn.Module):
     keep: Tensor
     scores: Tensor
 
-    def __init__(self, units: int, device: torch.device) -> None:
+    def __init__(self, units: int, device: torch.device, size: int = 1) -> None:
         super().__init__()
-        self.units = units
+        self.units, self.size = units, size
         self.register_buffer("keep", torch.ones(units, dtype=torch.bool, device=device))
         # Of float32 whatever the model is: steps of scores and thresholds vanish in bfloat16.
         self.register_buffer("scores", torch.zeros(units, dtype=torch.float32, device=device))
@@ -140,6 +141,16 @@ class GateOf:
     def keep(self) -> Tensor:
         """bool, one entry per row or column of all parts."""
         return self.gate.keep.repeat_interleave(self.span).repeat(len(self.masked))
+
+    def sum_units(self, values: Tensor, axis: int) -> Tensor:
+        """Sum a tensor of the matrix's shape over what each unit owns along an axis, ``(units,)``."""
+        lines = values.sum(dim=1 - axis).view(-1, self.gate.units, self.span)
+        return lines.sum(dim=(0, 2))
+
+    def spread(self, values: Tensor, axis: int) -> Tensor:
+        """Give each row, or column, of all parts the value of its unit, ``(rows, 1)`` or ``(1, columns)``."""
+        lines = values.repeat_interleave(self.span).repeat(len(self.masked))
+        return lines.unsqueeze(1 - axis)
 
     def current(self) -> Tensor | None:
         """As :meth:`Gate.current`, one entry per row or column; 1 in parts that are not multiplied."""

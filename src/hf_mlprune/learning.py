@@ -77,9 +77,9 @@ class LearningLinear(torch.autograd.Function):
             found[0] = product.view(ctx.shape).to(ctx.dtype)
         if of_weight:
             product = (kept.T @ inputs).to(weight.dtype)
-            found[1] = _put(product, weight.shape, (places.rows, places.columns))
+            found[1] = put(product, weight.shape, (places.rows, places.columns))
         if of_bias:
-            found[2] = _put(kept.sum(0, dtype=weight.dtype), weight.shape[:1], (places.rows,))
+            found[2] = put(kept.sum(0, dtype=weight.dtype), weight.shape[:1], (places.rows,))
         if of_mask:
             # In float32, as masks are.
             of_units = (gradient * out.view_as(gradient)).sum(0, dtype=torch.float32)
@@ -95,7 +95,7 @@ def take(matrix: Tensor, dim: int, places: Tensor | None) -> Tensor:
     return matrix if places is None else matrix.index_select(dim, places.to(matrix.device))
 
 
-def _put(values: Tensor, shape: torch.Size, places: tuple[Tensor | None, ...]) -> Tensor:
+def put(values: Tensor, shape: torch.Size, places: tuple[Tensor | None, ...]) -> Tensor:
     """Values at their places along each dimension, among zeros."""
     for dim, at in reversed(list(enumerate(places))):
         if at is not None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .budgets.weights import block_weights
 from .gates import Gate, GateOf
-from .learning import LearningLinear, Places, take
+from .learning import LearningLinear, Places, put, take
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ class MaskedLinear(nn.Linear):
     """A linear whose rows and blocks are multiplied by masks; cast in place from ``nn.Linear``."""
 
     masks: Masks
+    #: Whether training passes leave their inputs in :attr:`inputs`, for a method that asks for them.
+    keep_inputs: bool = False
+    inputs: Tensor | None = None
 
     @classmethod
     def cast(cls, linear: nn.Linear, masks: Masks) -> None:
@@ -107,11 +110,23 @@ class MaskedLinear(nn.Linear):
         first, second = take(sides[0], 0, kept.rows), take(sides[1].T, 1, kept.columns)
         return first.to(dtype), second.contiguous().to(dtype)
 
-    def block_norms(self) -> Tensor:
-        """Σ w² of each block of the kept rows and columns, ``(grid rows, grid columns)`` fp32."""
+    def sum_blocks(self, values: Tensor) -> Tensor:
+        """Sum a tensor of the weight's shape over each block of the kept rows and columns.
+
+        Returns:
+            ``(blocks,)`` fp32, grid row by grid row.
+        """
         first, second = self.masks.layout or self.block_layout()
-        squared = (self.masks.kept or Kept()).of(self.weight).float().square()
-        return first.T.float() @ squared @ second.T.float()
+        kept = (self.masks.kept or Kept()).of(values).float()
+        return (first.T.float() @ kept @ second.T.float()).flatten()
+
+    def spread_blocks(self, values: Tensor) -> Tensor:
+        """Give every weight the value of its block, ``(blocks,)``; 0 to those of removed rows and columns."""
+        first, second = self.masks.layout or self.block_layout()
+        grid = values.view(first.shape[1], second.shape[0])
+        kept = self.masks.kept or Kept()
+        spread = first.to(grid.dtype) @ grid @ second.to(grid.dtype)
+        return put(spread, self.weight.shape, (kept.rows, kept.columns))
 
     def _block_mask(self) -> Tensor | None:
         gate = self.masks.blocks
@@ -128,6 +143,8 @@ class MaskedLinear(nn.Linear):
 
         Where :attr:`Masks.kept` says so, only kept features come in and are put out.
         """
+        if self.keep_inputs and self.training:
+            self.inputs = x.detach()
         if self._learns():
             return self._learn(x)
         masks, kept = self.masks, self.masks.kept or Kept()

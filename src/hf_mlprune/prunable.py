@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 from .config import PruningConfig
 from .encoders import Encoder, inspect_encoder
 from .families import FAMILIES, find_encoders
-from .methods import make_method
+from .methods import find_method, setting_names
 from .modeling.checkpoint import keep_present_names
 from .modeling.family import Family, Head, damaged_fields, share_conversions
 from .modeling.fields import check_config
@@ -26,13 +25,15 @@ from .state import STATE_NAME, PruningState, insert_masks
 
 def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the settings of a pruning run out of keyword arguments."""
-    names = {field.name for field in dataclasses.fields(PruningConfig)}
+    names = set(PruningConfig.all_settings())
+    if isinstance(method := kwargs.get("method"), str | type):
+        names |= set(setting_names(find_method(method) if isinstance(method, str) else method))
     return {name: kwargs.pop(name) for name in names & set(kwargs)}
 
 
 def _check_spelling(family: Family, names: Iterable[str]) -> None:
     """Refuse what is almost the name of a setting: configs keep any field, so nobody else would notice."""
-    settings = [field.name for field in dataclasses.fields(PruningConfig)]
+    settings = PruningConfig.all_settings()
     for name in names:
         meant = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
         if meant and name not in family.stock_config().to_dict():
@@ -289,7 +290,7 @@ def prunable_class(head: Head) -> type[PreTrainedModel]:
 
 def new_masks(encoder: Encoder, config: PruningConfig) -> PruningState:
     """Put gates into an encoder, with what the config's method learns them from."""
-    method = make_method(config)
+    method = config.make_method()
     state = insert_masks(encoder, config, mask_queries_and_keys=method.mask_queries_and_keys)
     for gate in state.all_gates():
         method.prepare(gate)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from .methods import Method, make_method
+from .methods import Method
 from .methods.base import Pressure, Progress
 from .narrowing import compute_all, compute_kept
+from .processes import average_over_processes
 from .schedule import Phase, Schedule
-from .stages import BlockStage, Stage, StructuredStage
+from .stage import Stage
+from .stages import BlockStage, StructuredStage
 from .state import PruningState
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ class Run:
     """
 
     schedule: Schedule
-    method: Method
+    method: Method[Any]
     phase: Phase
     target: float
     stage: Stage | None
@@ -64,7 +67,7 @@ def current_run(state: PruningState) -> Run:
 
 def reset_state(state: PruningState) -> None:
     """Give all masks and what they learn from their initial values."""
-    method = make_method(state.config)
+    method = state.config.make_method()
     for gate in state.all_gates():
         method.reset(gate)
     state.landed.zero_()
@@ -89,7 +92,7 @@ def begin(state: PruningState, schedule: Schedule, step: int) -> None:
         )
     density = state.density()
     state.run = Run(
-        schedule, make_method(config), phase, config.density, None, Pressure(1.0), density, step, step
+        schedule, config.make_method(), phase, config.density, None, Pressure(1.0), density, step, step
     )
     _enter(state, state.run, phase)
     if step == 0:
@@ -102,9 +105,16 @@ def learn(state: PruningState) -> None:
     if run.stage is None:
         return
     gradients = _take_gradients(run.stage)
+    if run.method.needs_inputs and all(linear.inputs is None for linear in state.linears):
+        raise RuntimeError(
+            f"method {state.config.method!r}: no training pass has left inputs of the pruned matrices; call "
+            "the model in training mode between `start` and `collect`"
+        )
     progress = Progress(run.step, run.phase, run.schedule)
     run.pressure = run.method.learn(run.stage, gradients, run.target, progress)
     run.collected = True
+    for linear in state.linears:
+        linear.inputs = None
 
 
 def move(state: PruningState, step: int) -> None:
@@ -119,6 +129,8 @@ def move(state: PruningState, step: int) -> None:
         )
     run.step, run.collected = step, False
     phase = run.schedule.phase(step)
+    if run.stage is not None:
+        run.method.after_update(run.stage, Progress(step, run.phase, run.schedule))
     if phase >= Phase.BLOCKS and not state.structured_is_final:
         _land(state, run, Phase.STRUCTURED)
     if phase >= Phase.FINAL and not state.is_final:
@@ -168,6 +180,8 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     for gate in state.all_gates():
         gate.learn(id(gate) in learning)
     run.pressure = Pressure(run.target if phase > Phase.WARMUP else 1.0)
+    for linear in state.linears:
+        linear.keep_inputs, linear.inputs = run.method.needs_inputs and run.stage is not None, None
     if phase is Phase.FINAL:
         for linear in state.linears:
             layout = linear.block_layout() if linear.masks.blocks else None
@@ -225,10 +239,8 @@ def _take_gradients(stage: Stage) -> list[Tensor]:
     for gate in stage.gates:
         if gate.mask is not None:
             gate.mask.grad = None
-    if distributed.is_available() and distributed.is_initialized():
-        # The masks are no parameters, so DDP does not average their gradients.
-        distributed.all_reduce(flat)
-        flat /= distributed.get_world_size()
+    # The masks are no parameters, so DDP does not average their gradients.
+    average_over_processes(flat)
     if not bool(flat.isfinite().all()):
         raise FloatingPointError(
             "the gradient of the masks is not finite: the loss has diverged; lower the learning rate"

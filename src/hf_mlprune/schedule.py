@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-
-from .config import PruningConfig
+from typing import Protocol
 
 MINIMUM_STEPS = 20
 
@@ -45,7 +44,31 @@ class Schedule:
         return edges[phase], edges[phase + 1]
 
 
-def make_schedule(config: PruningConfig, max_steps: int) -> Schedule:
+class PhaseShares(Protocol):
+    """What a schedule needs of :class:`~hf_mlprune.config.PruningConfig`: see there."""
+
+    @property
+    def warmup_fraction(self) -> float:
+        """Share of the warm-up."""
+
+    @property
+    def structured_fraction(self) -> float:
+        """Share of heads and rows."""
+
+    @property
+    def block_fraction(self) -> float:
+        """Share of blocks."""
+
+    @property
+    def structured(self) -> bool:
+        """Whether heads and rows are pruned."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether blocks are pruned."""
+
+
+def make_schedule(config: PhaseShares, max_steps: int) -> Schedule:
     """Lay the phases over a run; every phase that prunes has at least one step.
 
     Raises:

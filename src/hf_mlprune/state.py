@@ -103,7 +103,7 @@ class PruningState(nn.Module):
         def kept(group: str, indices: tuple[int, ...]) -> tuple[int, ...]:
             if group not in gates:
                 return indices
-            keep = gates[group].keep.tolist()
+            keep = gates[group].keep.repeat_interleave(gates[group].size).tolist()
             return tuple(i for i, stays in zip(indices, keep, strict=True) if stays)
 
         return LayerStructure({group: kept(group, old) for group, old in self.base[index].kept.items()}, {})
@@ -117,6 +117,9 @@ def _make_gates(
         return nn.ModuleDict(gates)
     if "heads" in config.levels and kept.kept["heads"]:
         gates["heads"] = Gate(len(kept.kept["heads"]), device)
+    for level, group in (("attention", "heads"), ("ffn", "fc1")):
+        if level in config.levels and kept.kept[group]:
+            gates[group] = Gate(1, device, size=len(kept.kept[group]))
     for group in config.row_sites if "rows" in config.levels else ():
         # Rows of a matrix without columns weigh nothing.
         if not any(kept.is_empty(name, dense) for name in dense.layout.names(group)):
@@ -213,9 +216,11 @@ def _masks_of(
         masked = tuple(mask_queries_and_keys or part not in SCORING for part in dense.parts(name))
         # The attention term compares all heads, kept or not.
         heard = config.attention_weight > 0 and not all(masked)
-        rows = GateOf(gates[matrix.rows], dense.span(matrix.rows), masked, heard)
+        gate = gates[matrix.rows]
+        rows = GateOf(gate, dense.span(matrix.rows) * gate.size, masked, heard)
     if matrix.columns != HIDDEN and matrix.columns in gates:
-        columns = GateOf(gates[matrix.columns], dense.span(matrix.columns))
+        gate = gates[matrix.columns]
+        columns = GateOf(gate, dense.span(matrix.columns) * gate.size)
     return Masks(rows, columns, gates.get(f"blocks_{name}"), config.block_shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from hf_mlprune import PruningCallback
-from hf_mlprune.config import LEVELS
 from hf_mlprune.state import pruning_state
 from support.models import make_dataset, make_model
 from support.training import training_arguments
@@ -34,7 +34,7 @@ class Watch(TrainerCallback):
         self.masks.append(torch.cat([gate.keep for gate in pruning_state(model).all_gates()]))
 
 
-def main(folder: str, preset: str, taught: str, rows: str) -> None:
+def main(folder: str, settings: str, taught: str, rows: str) -> None:
     """Train 24 steps of so many rows per process, and export."""
     sys.addaudithook(note_writing)
     watch = Watch()
@@ -48,7 +48,7 @@ def main(folder: str, preset: str, taught: str, rows: str) -> None:
         ),
         train_dataset=make_dataset(),
         callbacks=[
-            PruningCallback(0.3, levels=LEVELS, block_shape=(8, 4), preset=preset, teacher=teacher),
+            PruningCallback(0.3, teacher=teacher, **json.loads(settings)),
             watch,
         ],
     )  # fmt: skip

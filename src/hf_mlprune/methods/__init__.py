@@ -2,22 +2,82 @@
 
 from __future__ import annotations
 
-from ..config import PruningConfig
-from .base import Method
+import dataclasses
+import difflib
+import sys
+from typing import Any
+
+from .base import Method, MethodSettings
 from .fisher import FisherRanking
+from .group_lasso import GroupLasso
 from .magnitude import MagnitudeRanking
 from .mlpruning import LearnedThresholds
+from .random import RandomRanking
+from .ranking import Ranking
+from .snip import IdentityPrior
 
-METHODS: dict[str, type[Method]] = {
+#: Those of this package by name. Another one is given as a class.
+METHODS: dict[str, type[Method[Any]]] = {
     "fisher": FisherRanking,
+    "group-lasso": GroupLasso,
     "magnitude": MagnitudeRanking,
     "mlpruning": LearnedThresholds,
+    "random": RandomRanking,
+    "snip": IdentityPrior,
 }
 
 
-def make_method(config: PruningConfig) -> Method:
-    """The method that a config names."""
-    return METHODS[config.method](config)
+def name_of(method: type[Method[Any]]) -> str:
+    """How settings name a method: its name in :data:`METHODS`, or ``module.Class`` of a user's own.
+
+    Raises:
+        TypeError: it is no method.
+        ValueError: it could not be found again by that name.
+    """
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise TypeError(f"method: expected a name or a subclass of Method, got {method!r}")
+    for name, known in METHODS.items():
+        if known is method:
+            return name
+    name = f"{method.__module__}.{method.__qualname__}"
+    if _find_class(name) is not method:
+        raise ValueError(
+            f"method: expected a class at the top level of a module, where a resumed run finds it, got {name}"
+        )
+    return name
 
 
-__all__ = ["FisherRanking", "LearnedThresholds", "MagnitudeRanking", "Method", "make_method"]
+def find_method(name: str) -> type[Method[Any]]:
+    """The method of a name. Modules of user's methods must be imported by then: names in files run no code.
+
+    Raises:
+        ValueError: there is none; says what there is.
+    """
+    found = METHODS.get(name) or _find_class(name)
+    if found is None:
+        if "." in name:
+            raise ValueError(
+                f"method: {name} is a class of the user's own; import its module "
+                f"{name.rpartition('.')[0]} before the settings are read"
+            )
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"method: expected any of {tuple(METHODS)} or a subclass of Method, got {name!r}; {meant}"
+            "see docs/method.md"
+        )
+    return found
+
+
+def _find_class(name: str) -> type[Method[Any]] | None:
+    module, _, attribute = name.rpartition(".")
+    found = getattr(sys.modules.get(module), attribute, None)
+    return found if isinstance(found, type) and issubclass(found, Method) else None
+
+
+def setting_names(method: type[Method[Any]]) -> list[str]:
+    """Names of a method's own settings."""
+    return [field.name for field in dataclasses.fields(method.Settings)]
+
+
+__all__ = ["METHODS", "Method", "MethodSettings", "Ranking", "find_method", "name_of", "setting_names"]

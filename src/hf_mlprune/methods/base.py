@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from ..config import PruningConfig
 from ..gates import Gate
 from ..schedule import Phase, Schedule
-from ..stages import Stage
+from ..stage import Stage
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class Progress:
     step: int
     phase: Phase
     schedule: Schedule
+
+    @property
+    def share(self) -> float:
+        """Completed share of the phase, in ``[0, 1)``."""
+        start, end = self.schedule.bounds(self.phase)
+        return (self.step - start) / max(1, end - start)
 
 
 @dataclass(frozen=True)
@@ -31,36 +38,74 @@ class Pressure:
     penalty: float = 0.0
 
 
-class Method(ABC):
-    """Learns the importance of units from mask gradients, and selects those that stay.
+@dataclass(frozen=True)
+class MethodSettings:
+    """Settings of a method. A subclass is a frozen dataclass of numbers and strings, with defaults."""
 
-    A method keeps no state of its own: what it learns are buffers of the gates, so that
-    checkpoints hold it.
+    def check(self) -> None:
+        """Refuse values out of their range.
+
+        Raises:
+            ValueError: says which setting, what was expected, what came.
+        """
+
+
+S = TypeVar("S", bound=MethodSettings)
+
+
+class Method(ABC, Generic[S]):
+    """Learns the importance of units, and selects those that stay.
+
+    A method sees the gates of a stage, the gradients of their masks, and the matrices that their units own,
+    with weights and gradients (``stage.owned()``). It keeps no state of its own: what it learns are buffers
+    of the gates, so that checkpoints hold it.
+
+    Attributes:
+        settings: values of :attr:`Settings`.
     """
 
+    #: The settings of the method, which are given beside those of the run.
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    #: Settings of the run that differ from the usual ones under this method; presets and users go before.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Levels that it can prune; ``None`` for all.
+    levels: ClassVar[tuple[str, ...] | None] = None
     #: Whether a head's mask also multiplies query and key; its value alone decides its context.
-    mask_queries_and_keys: bool
+    mask_queries_and_keys: ClassVar[bool] = False
+    #: Whether ``stage.owned()`` has inputs of the last training pass, each process its own.
+    needs_inputs: ClassVar[bool] = False
 
-    def __init__(self, config: PruningConfig) -> None:
-        self.config = config
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
 
-    @abstractmethod
     def prepare(self, gate: Gate) -> None:
-        """Register the buffers that the method needs on a new gate."""
+        """Register the buffers that the method needs on a new gate, beside ``keep`` and ``scores``."""
 
-    @abstractmethod
     def reset(self, gate: Gate) -> None:
-        """Give a gate's buffers, ``keep`` and ``scores`` included, their initial values."""
+        """Give a gate's buffers their initial values: ``keep`` all ones, ``scores`` all 0."""
+        gate.keep.fill_(True)
+        gate.scores.zero_()
 
     @abstractmethod
     def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
-        """Learn from ``dL/dM`` of one optimizer step.
+        """Learn from one optimizer step, before the optimizer's update.
+
+        Gradients of weights are there and may be changed: that is how a method regularizes. They are averaged
+        over processes and clipped by then.
 
         Args:
             stage: the gates that learn now.
-            gradients: per gate, ``(active units,)`` fp32.
+            gradients: per gate, dL/dM, ``(active units,)`` fp32.
             target: the stage's final density.
             progress: before this optimizer step.
+        """
+
+    def after_update(self, stage: Stage, progress: Progress) -> None:
+        """Change weights after the optimizer's update, before masks are selected.
+
+        Args:
+            stage: the gates that learn now.
+            progress: after this optimizer step.
         """
 
     @abstractmethod

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..stages import Stage
+from ..stage import Stage
+from .base import MethodSettings
 from .ranking import Ranking
 
 
-class MagnitudeRanking(Ranking):
+class MagnitudeRanking(Ranking[MethodSettings]):
     """Keep what has the largest weights."""
 
     def score(self, stage: Stage, gradients: list[Tensor]) -> None:

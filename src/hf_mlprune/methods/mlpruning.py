@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..gates import Gate
 from ..schedule import Phase
-from ..stages import Stage
-from .base import Method, Pressure, Progress
+from ..stage import Stage
+from ..values import check_number
+from .base import Method, MethodSettings, Pressure, Progress
 
 #: Reference recipe (training README, QQP): 20 epochs of 11,370 steps, of which 11,000 warm up.
 REFERENCE_STEPS = 227_400
@@ -79,13 +81,40 @@ def rate_multiplier(step: int, steps: int) -> float:
     return max(0.0, (steps - step) / max(1.0, steps - warmup))
 
 
-class LearnedThresholds(Method):
+@dataclass(frozen=True)
+class ThresholdSettings(MethodSettings):
+    """Settings of :class:`LearnedThresholds`.
+
+    Attributes:
+        score_learning_rate: peak step size of scores and thresholds; ``None`` derives it from the number of
+            steps.
+        threshold_init: initial threshold θ; kept ratio ``sigmoid(θ / temperature)``.
+        temperature: T of the kept ratio; 1 is the reference code's.
+        lambda_max: λ_max of the adaptive regularizer.
+    """
+
+    score_learning_rate: float | None = None
+    threshold_init: float = 10.0
+    temperature: float = 1.0
+    lambda_max: float = 20000.0
+
+    def check(self) -> None:
+        """See :meth:`MethodSettings.check`."""
+        for name in ("temperature", "lambda_max"):
+            check_number(name, getattr(self, name), above=0)
+        if self.score_learning_rate is not None:
+            check_number("score_learning_rate", self.score_learning_rate, above=0)
+        check_number("threshold_init", self.threshold_init)
+
+
+class LearnedThresholds(Method[ThresholdSettings]):
     """The paper's method: scores S, one threshold θ per group, straight-through gradients.
 
     ``dL/dS = dL/dM`` for every unit and ``dL/dθ = Σ dL/dM ∘ M`` from the loss (reference code),
     plus ``λ · d penalty/dθ`` through the sigmoid; both descend by Adam with their own step size.
     """
 
+    Settings = ThresholdSettings
     mask_queries_and_keys = True
 
     def prepare(self, gate: Gate) -> None:
@@ -99,7 +128,7 @@ class LearnedThresholds(Method):
     def reset(self, gate: Gate) -> None:
         """See :meth:`Method.reset`; all scores start at 0 (reference code)."""
         gate.keep.fill_(True)
-        gate.get_buffer("threshold").fill_(self.config.threshold_init)
+        gate.get_buffer("threshold").fill_(self.settings.threshold_init)
         for name in ("scores", "scores_average", "scores_square_average"):
             gate.get_buffer(name).zero_()
         for name in ("threshold_average", "threshold_square_average"):
@@ -111,14 +140,14 @@ class LearnedThresholds(Method):
             return Pressure(1.0)
         relative = stage.relative_target(target)
         thresholds = [gate.get_buffer("threshold").detach().clone().requires_grad_() for gate in stage.gates]
-        ratios = [keep_ratio(threshold, self.config.temperature) for threshold in thresholds]
+        ratios = [keep_ratio(threshold, self.settings.temperature) for threshold in thresholds]
         loss = penalty(stage.ratio([ratio.squeeze() for ratio in ratios]), relative)
         pulls = torch.autograd.grad(loss, thresholds)
         value = float(loss.detach())
-        lambda_ = adaptive_lambda(value, relative, self.config.lambda_max)
+        lambda_ = adaptive_lambda(value, relative, self.settings.lambda_max)
         start, end = progress.schedule.bounds(progress.phase)
         step, steps = progress.step - start, end - start
-        rate = self.config.score_learning_rate or score_learning_rate(steps)
+        rate = self.settings.score_learning_rate or score_learning_rate(steps)
         rate *= rate_multiplier(step, steps)
         for gate, gradient, pull, active in zip(stage.gates, gradients, pulls, stage.active, strict=True):
             straight_through = (gradient * gate.keep[:active]).sum().view(1)
@@ -132,7 +161,7 @@ class LearnedThresholds(Method):
             return [torch.ones(active, dtype=torch.bool) for active in stage.active]
         masks = []
         for gate, active in zip(stage.gates, stage.active, strict=True):
-            ratio = float(keep_ratio(gate.get_buffer("threshold"), self.config.temperature))
+            ratio = float(keep_ratio(gate.get_buffer("threshold"), self.settings.temperature))
             masks.append(top_k(gate.scores[:active], kept_units(ratio, active, stage.minimum)))
         return masks
 
@@ -149,7 +178,7 @@ class LearnedThresholds(Method):
             order = gate.scores[:active].cpu().argsort(descending=True, stable=True)
             rank[order] = torch.arange(active, dtype=torch.float64)
             threshold = float(gate.get_buffer("threshold"))
-            found.append(threshold - self.config.temperature * torch.logit(rank / active))
+            found.append(threshold - self.settings.temperature * torch.logit(rank / active))
         return found
 
 

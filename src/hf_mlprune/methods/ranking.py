@@ -6,28 +6,17 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from ..gates import Gate
 from ..schedule import Phase, cubic_target
-from ..stages import Stage
-from .base import Method, Pressure, Progress
+from ..stage import Stage
+from .base import Method, Pressure, Progress, S
 
 
-class Ranking(Method):
+class Ranking(Method[S]):
     """Keep what is most important per weight, on a cubic path to the target.
 
     All units of a stage compete in one ranking of score / weights freed. Removed units are scored too, so a
     unit can come back until masks are fixed.
     """
-
-    mask_queries_and_keys = False
-
-    def prepare(self, gate: Gate) -> None:
-        """See :meth:`Method.prepare`."""
-
-    def reset(self, gate: Gate) -> None:
-        """See :meth:`Method.reset`."""
-        gate.keep.fill_(True)
-        gate.scores.zero_()
 
     @abstractmethod
     def score(self, stage: Stage, gradients: list[Tensor]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Stage
 from .blocks import BlockStage
 from .structured import ROW_GROUP, StructuredStage
 
-__all__ = ["ROW_GROUP", "BlockStage", "Stage", "StructuredStage"]
+__all__ = ["ROW_GROUP", "BlockStage", "StructuredStage"]

@@ -10,14 +10,15 @@ from torch import Tensor
 from ..budgets.weights import block_weights
 from ..gates import Gate
 from ..masked import MaskedLinear
+from ..stage import Counter, Owned, Stage
 from ..state import PruningState
-from .base import Counter, Stage
 
 
 class BlockStage(Stage):
     """Blocks of what heads and rows left: weights are sums of block sizes."""
 
     def __init__(self, state: PruningState, linears: Sequence[tuple[Gate, MaskedLinear]]) -> None:
+        self.state = state
         self.gates = [gate for gate, _ in linears]
         self.linears = [linear for _, linear in linears]
         self.total = state.total_weights()
@@ -37,10 +38,14 @@ class BlockStage(Stage):
             )
         )
 
-    @torch.no_grad()
-    def squared_norms(self) -> list[Tensor]:
-        """See :meth:`Stage.squared_norms`."""
-        return [linear.block_norms().flatten() for linear in self.linears]
+    def owned(self) -> list[list[Owned]]:
+        """See :meth:`Stage.owned`: of each gate, one matrix."""
+        found = {
+            id(linear): Owned(name, layer, linear.weight, linear.sum_blocks, linear.spread_blocks)
+            for layer, (_, linears) in enumerate(self.state.modules_of)
+            for name, linear in linears.items()
+        }
+        return [[found[id(linear)]] for linear in self.linears]
 
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """``Σ k_j n_j / Σ n_j`` over the weights of the shrunk matrices (paper, block step)."""

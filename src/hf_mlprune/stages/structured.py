@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..modeling.layout import GROUPS
+from ..stage import Counter, Owned, Stage
 from ..state import PruningState
-from .base import Counter, Stage
 
 #: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
 #: block-sparse one computes 16 rows at once.
@@ -37,10 +38,11 @@ class StructuredStage(Stage):
         self.total = state.total_weights()
         # Of each gate in the flattened widths.
         self.cells = [position * len(GROUPS) + GROUPS.index(group) for position, group in self.groups]
+        self.sizes = torch.tensor([gate.size for gate in self.gates], dtype=torch.int64)
         # Widths before this run, (layers, groups).
         self.widths = torch.tensor([[state.base[i].widths[group] for group in GROUPS] for i in self.layers])
         self.costs = [
-            torch.full((gate.units,), self._unit_cost(position, group), dtype=torch.float64)
+            torch.full((gate.units,), gate.size * self._unit_cost(position, group), dtype=torch.float64)
             for gate, (position, group) in zip(self.gates, self.groups, strict=True)
         ]
 
@@ -98,7 +100,7 @@ class StructuredStage(Stage):
     def widths_of(self, counts: Sequence[int] | Tensor) -> Tensor:
         """Widths ``(layers, groups)`` if each gate keeps so many units."""
         widths = self.widths.flatten().clone()
-        widths[self.cells] = torch.as_tensor(counts)
+        widths[self.cells] = torch.as_tensor(counts) * self.sizes
         return widths.view_as(self.widths)
 
     def weights_of(self, counts: Sequence[int] | Tensor) -> int:
@@ -113,18 +115,24 @@ class StructuredStage(Stage):
         """See :meth:`Stage.weights`."""
         return self.weights_of([int(gate.keep.sum()) for gate in self.gates])
 
-    @torch.no_grad()
-    def squared_norms(self) -> list[Tensor]:
-        """See :meth:`Stage.squared_norms`: of a head in query, key, value and O, say."""
-        found = [torch.zeros_like(gate.scores) for gate in self.gates]
-        place = {id(gate): index for index, gate in enumerate(self.gates)}
-        for linear in self.state.linears:
-            squared = linear.weight.float().square()
-            for side, axis in ((linear.masks.rows, 1), (linear.masks.columns, 0)):
-                if side is not None:
-                    parts = squared.sum(dim=axis).view(-1, side.gate.units, side.span)
-                    found[place[id(side.gate)]] += parts.sum(dim=(0, 2))
-        return found
+    def owned(self) -> list[list[Owned]]:
+        """See :meth:`Stage.owned`: of a head in query, key, value and O, say."""
+        found: dict[int, list[Owned]] = {id(gate): [] for gate in self.gates}
+        for layer, (_, linears) in enumerate(self.state.modules_of):
+            for name, linear in linears.items():
+                for axis, side in enumerate((linear.masks.rows, linear.masks.columns)):
+                    if side is not None:
+                        found[id(side.gate)].append(
+                            Owned(
+                                name,
+                                layer,
+                                linear.weight,
+                                partial(side.sum_units, axis=axis),
+                                partial(side.spread, axis=axis),
+                                linear.inputs if axis == 1 else None,
+                            )
+                        )
+        return [found[id(gate)] for gate in self.gates]
 
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """``Σ_layers [3aAD + o·D·aA + f·F·D + g·D·f·F] / Σ_layers [4AD + 2FD]``, floored at one unit.
@@ -137,7 +145,8 @@ class StructuredStage(Stage):
             row = list(widths[position])
             for ratio, gate, (p, group) in zip(keep_ratios, self.gates, self.groups, strict=True):
                 if p == position:
-                    row[GROUPS.index(group)] = (ratio.double() * gate.units).clamp(min=1.0)
+                    units = (ratio.double() * gate.units).clamp(min=1.0)
+                    row[GROUPS.index(group)] = units * gate.size
             rows.append(torch.stack(row))
         return self.layer_weights(torch.stack(rows)).sum() / self.total
 
@@ -168,13 +177,13 @@ class _StructuredCounter(Counter):
             gate = int(self.gate_of[position])
             if gate in full:
                 continue
-            widths[self.cells[gate]] += 1
+            widths[self.cells[gate]] += self.stage.gates[gate].size
             more = int(self.stage.layer_weights(widths.view(-1, len(GROUPS))).sum())
             if more <= limit:
                 weights = more
                 chosen.append(position)
             else:
-                widths[self.cells[gate]] -= 1
+                widths[self.cells[gate]] -= self.stage.gates[gate].size
                 # Another unit of this gate costs the same or more: nothing else has shrunk.
                 full.add(gate)
                 if len(full) == len(self.cells):

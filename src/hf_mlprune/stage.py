@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..gates import Gate
+from .gates import Gate
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What the units of one gate own of one matrix.
+
+    Attributes:
+        name: of the matrix in its layer: ``"query"``, ``"fc1"``, ...
+        layer: index of the layer.
+        weight: the matrix, ``(rows, columns)``.
+        sum: sums a tensor of the weight's shape over the weights of each unit, to ``(units,)`` fp32.
+        spread: gives every weight the value of its unit, from ``(units,)`` to what broadcasts to the weight;
+            0 where no unit owns it.
+        inputs: of the matrix in the last training pass, ``(..., columns)``; of matrices whose columns are
+            owned, if the method needs them.
+    """
+
+    name: str
+    layer: int
+    weight: Tensor
+    sum: Callable[[Tensor], Tensor]
+    spread: Callable[[Tensor], Tensor]
+    inputs: Tensor | None = None
 
 
 class Stage(ABC):
@@ -33,8 +57,16 @@ class Stage(ABC):
         """Kept weights under the present masks."""
 
     @abstractmethod
+    def owned(self) -> list[list[Owned]]:
+        """Per gate, the matrices of which its active units own weights."""
+
+    @torch.no_grad()
     def squared_norms(self) -> list[Tensor]:
         """Per gate, Σ w² of all weights that each unit owns, ``(active units,)`` fp32."""
+        return [
+            torch.stack([each.sum(each.weight.float().square()) for each in owned]).sum(0)
+            for owned in self.owned()
+        ]
 
     @abstractmethod
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,123 @@
+"""Reweighted group lasso over structures and blocks (Li et al. 2020, arXiv:2009.08065)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..gates import Gate
+from ..schedule import Phase
+from ..stage import Owned, Stage
+from ..values import check_number
+from .base import MethodSettings, Pressure, Progress
+from .ranking import Ranking
+
+
+@dataclass(frozen=True)
+class GroupLassoSettings(MethodSettings):
+    """Settings of :class:`GroupLasso`.
+
+    Attributes:
+        lasso_weight: λ of the penalty, above 0.
+        lasso_refreshes: how often the weights γ of the groups are computed anew in a phase, from 1 up.
+        lasso_epsilon: ε in γ, above 0; of the scale of single weights.
+    """
+
+    lasso_weight: float = 1e-6
+    lasso_refreshes: int = 4
+    lasso_epsilon: float = 1e-3
+
+    def check(self) -> None:
+        """See :meth:`MethodSettings.check`."""
+        for name in ("lasso_weight", "lasso_epsilon"):
+            check_number(name, getattr(self, name), above=0)
+        if type(self.lasso_refreshes) is not int or self.lasso_refreshes < 1:
+            raise ValueError(
+                f"lasso_refreshes: expected a whole number from 1 up, got {self.lasso_refreshes!r}"
+            )
+
+
+class GroupLasso(Ranking[GroupLassoSettings]):
+    """Shrink whole groups of weights, then prune those that became smallest, then train what is left.
+
+    ``min L(W) + λ Σ_g p_g γ_g r_g`` with ``r_g = ‖W_g‖₂ / √p_g``, ``p_g`` the weights of group g and
+    ``γ_g = 1 / (r_g + ε)``, computed anew at equal shares of the phase. Groups are the units of the level:
+    heads, rows, blocks; rows of blocks are blocks of shape ``(1, n)``, columns of blocks ``(n, 1)``.
+    """
+
+    Settings = GroupLassoSettings
+    defaults: ClassVar = {"structured_fraction": 0.3, "block_fraction": 0.2}
+
+    def prepare(self, gate: Gate) -> None:
+        """Adds ``gamma`` ``(units,)`` fp32; 0 until it is first computed."""
+        gate.register_buffer("gamma", torch.zeros_like(gate.scores))
+
+    def reset(self, gate: Gate) -> None:
+        """See :meth:`Method.reset`."""
+        super().reset(gate)
+        gate.get_buffer("gamma").zero_()
+
+    def score(self, stage: Stage, gradients: list[Tensor]) -> None:
+        """``S <- ‖W_g‖²``; gradients of masks take no part."""
+        for gate, norms, active in zip(stage.gates, stage.squared_norms(), stage.active, strict=True):
+            gate.scores[:active] = norms
+
+    def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
+        """Add the gradient of the penalty to that of the weights."""
+        self.score(stage, gradients)
+        if progress.phase is Phase.WARMUP:
+            return Pressure(1.0)
+        owned, weight = stage.owned(), self.settings.lasso_weight
+        means = root_mean_squares(stage, owned)
+        value = 0.0
+        for gate, active, mean, matrices in zip(stage.gates, stage.active, means, owned, strict=True):
+            gamma = gate.get_buffer("gamma")[:active]
+            if self._is_due(gamma, progress):
+                gamma.copy_(1 / (mean + self.settings.lasso_epsilon))
+            value += add_penalty_gradient(matrices, mean, weight * gamma)
+        return Pressure(target, weight, value)
+
+    def _is_due(self, gamma: Tensor, progress: Progress) -> bool:
+        """Whether γ is to be computed anew: as the phase begins, and at equal shares of it."""
+        start, end = progress.schedule.bounds(progress.phase)
+        refreshes, done = self.settings.lasso_refreshes, progress.step - start
+        passed = done * refreshes // (end - start) != (done - 1) * refreshes // (end - start)
+        return passed or not bool(gamma.any())
+
+    def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
+        """Everything stays until the masks land."""
+        return [torch.ones(active, dtype=torch.bool) for active in stage.active]
+
+
+def group_sizes(owned: Sequence[Owned]) -> Tensor:
+    """Weights ``p_g`` of each unit of a gate, ``(units,)``."""
+    return torch.stack([each.sum(torch.ones_like(each.weight, dtype=torch.float32)) for each in owned]).sum(0)
+
+
+@torch.no_grad()
+def root_mean_squares(stage: Stage, owned: Sequence[Sequence[Owned]]) -> list[Tensor]:
+    """``r_g = ‖W_g‖₂ / √p_g`` per gate, ``(active units,)``."""
+    return [
+        (norms / group_sizes(matrices).clamp(min=1)).sqrt()
+        for norms, matrices in zip(stage.squared_norms(), owned, strict=True)
+    ]
+
+
+@torch.no_grad()
+def add_penalty_gradient(owned: Sequence[Owned], means: Tensor, weights: Tensor) -> float:
+    """Add ``d(Σ_g weights_g · p_g · r_g)/dW = weights_g · w / r_g`` to the gradient of each matrix.
+
+    A group that is all 0 is at the minimum: its gradient is 0. Frozen matrices are left alone.
+
+    Returns:
+        The penalty.
+    """
+    pull = torch.where(means > 0, weights / means.clamp(min=1e-12), 0.0)
+    for each in owned:
+        if each.weight.grad is not None:
+            each.weight.grad.add_(each.spread(pull).to(each.weight.dtype) * each.weight)
+    return float((weights * group_sizes(owned) * means).sum())

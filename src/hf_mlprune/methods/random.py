@@ -1,0 +1,41 @@
+"""Random pruning of structures: the floor that any method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..stage import Stage
+from .base import MethodSettings
+from .ranking import Ranking
+
+
+@dataclass(frozen=True)
+class RandomSettings(MethodSettings):
+    """Settings of :class:`RandomRanking`.
+
+    Attributes:
+        draw: which random order; any whole number from 0 up.
+    """
+
+    draw: int = 0
+
+    def check(self) -> None:
+        """See :meth:`MethodSettings.check`."""
+        if type(self.draw) is not int or self.draw < 0:
+            raise ValueError(f"draw: expected a whole number from 0 up, got {self.draw!r}")
+
+
+class RandomRanking(Ranking[RandomSettings]):
+    """Keep what was drawn: each unit gets a random score once, uniform in (0, 1), per weight."""
+
+    Settings = RandomSettings
+
+    def score(self, stage: Stage, gradients: list[Tensor]) -> None:
+        """``S ~ uniform(0, 1) · weights``, the same at every step: the ranking divides by the weights."""
+        generator = torch.Generator().manual_seed(self.settings.draw)
+        for gate, costs, active in zip(stage.gates, stage.costs, stage.active, strict=True):
+            drawn = torch.rand(active, generator=generator, dtype=torch.float64) * costs.clamp(min=1)
+            gate.scores[:active] = drawn.to(gate.scores)

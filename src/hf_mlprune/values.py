@@ -1,0 +1,33 @@
+"""Checks of single values, with one way to say what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_number(name: str, value: Any, *, at_least: float | None = None, above: float | None = None) -> None:
+    """Refuse what is not a finite number of a range."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name}: expected at least {at_least}, got {value}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name}: expected more than {above}, got {value}")
+
+
+def check_fraction(name: str, value: Any, *, zero: bool = True) -> None:
+    """Refuse what is not in ``[0, 1]``; without ``zero``, not in ``(0, 1]``."""
+    check_number(name, value)
+    if value > 1 or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name}: expected a value in {'[' if zero else '('}0, 1], got {value}")
+
+
+def check_choices(name: str, values: tuple[Any, ...], choices: tuple[str, ...]) -> None:
+    """Refuse what is not among the choices, or twice there."""
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"{name}: expected any of {choices}, got {value!r}")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name}: expected each at most once, got {values}")
