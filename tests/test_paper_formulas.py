@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_mlprune import PruningConfig, advance, attach, collect, start
-from hf_mlprune.methods import LearnedThresholds
 from hf_mlprune.methods.mlpruning import (
     adaptive_lambda,
     keep_ratio,
@@ -34,7 +33,8 @@ def paper(density=0.2, **settings) -> PruningConfig:
 def test_preset_is_the_reference_recipe():
     config = paper()
     assert config.row_sites == ("attention_output", "fc1", "fc2")
-    assert (config.threshold_init, config.temperature, config.lambda_max) == (10.0, 1.0, 20000.0)
+    own = config.method_settings
+    assert (own.threshold_init, own.temperature, own.lambda_max) == (10.0, 1.0, 20000.0)
     assert (config.task_weight, config.hidden_weight, config.attention_weight) == (0.1, 1.0, 1.0)
     assert config.distillation_temperature == 2.0
     assert config.first_target() == 0.5
@@ -262,7 +262,7 @@ def test_landing_order_is_the_path_of_a_common_threshold_shift():
     attach(model, config)
     state = pruning_state(model)
     stage = StructuredStage(state)
-    method = LearnedThresholds(config)
+    method = config.make_method()
     for index, gate in enumerate(stage.gates):
         gate.get_buffer("threshold").fill_(float(index))
         gate.scores.copy_(torch.linspace(1, 0, gate.units))

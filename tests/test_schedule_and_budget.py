@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hf_mlprune import PruningConfig, attach
 from hf_mlprune.budgets.weights import block_weights
 from hf_mlprune.config import LEVELS
-from hf_mlprune.methods import FisherRanking
 from hf_mlprune.methods.base import Progress
 from hf_mlprune.modeling.structure import grid_shape
 from hf_mlprune.schedule import Phase, cubic_target, make_schedule
@@ -144,7 +143,7 @@ def test_ranking_is_importance_per_weight():
     model = make_model()
     attach(model, config)
     stage = StructuredStage(pruning_state(model))
-    method = FisherRanking(config)
+    method = config.make_method()
     plan = make_schedule(config, 100)
     gradients = [torch.full((live,), 2.0) for live in stage.active]
     method.learn(stage, gradients, 0.5, Progress(0, Phase.WARMUP, plan))
