@@ -28,12 +28,12 @@ from transformers import (
 import engines
 from common import RESULTS, write_result
 from hf_mlprune import kernels, report
+from hf_mlprune.budgets.weights import ROW_GROUP
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.families import FAMILIES, plain_config
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.modeling.pruned import separate_activation
 from hf_mlprune.modeling.structure import LayerStructure, Structure, grid_shape
-from hf_mlprune.stages import ROW_GROUP
 from hf_mlprune.timing import interleave
 from kernel import random_matrix
 

@@ -192,7 +192,10 @@ def test_the_gradient_of_group_lasso_reaches_the_weights(levels, shape):
     model = make_model()
     blocks = {"block_shape": shape} if levels == ("blocks",) else {}
     attach(
-        model, PruningConfig.create(0.9, method="group-lasso", levels=levels, warmup_fraction=0.0, **blocks)
+        model,
+        PruningConfig.create(
+            0.9, method="group-lasso", levels=levels, warmup_fraction=0.0, lasso_weight=1e-5, **blocks
+        ),
     )
     start(model, 20)
     loss_of(model.train(), make_batch()).backward()

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
+from .budgets import BUDGETS
+from .budgets.bytes import parse_size
+from .budgets.time import TimeBudget, parse_time
 from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names
 from .values import check_choices, check_fraction, check_number
 
@@ -40,8 +43,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class PruningConfig:
     """Settings of one pruning run. Use :meth:`create`, which applies the preset.
 
+    Exactly one of ``density``, ``speedup``, ``latency``, ``size`` and ``multiply_adds`` is the target. Blocks
+    are pruned to a density only.
+
     Attributes:
         density: kept weights of the prunable linears / all of them, at the end; in ``(0, 1]``.
+        speedup: how many times as fast as the dense encoder, above 1; by times that are measured on this
+            machine as the run begins.
+        latency: most time of a forward pass of the encoder, as ``"12 ms"``.
+        size: most bytes of the model's file, as ``"30 MB"``; embeddings and the model's dtype count.
+        multiply_adds: multiply-adds of the encoder / those of the dense one, for a sequence of ``length``, in
+            ``(0, 1]``.
+        batch: sequences, or images, of the forward pass that speedup and latency are of.
+        length: tokens of each; images have their own.
+        threads: torch threads of that pass; ``None`` for as many as torch has.
         preset: ``"default"`` or ``"paper"`` (MLPruning's formulas, arXiv:2105.14636v1).
         levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; blocks are pruned after the others. With
             ``"attention"`` for ``"heads"`` all heads of a layer go together, with ``"ffn"`` all rows of FC1.
@@ -74,8 +89,15 @@ class PruningConfig:
         stall_steps: steps without a change of density in a pruning phase after which to warn.
     """
 
-    density: float
+    density: float | None = None
     preset: str = "default"
+    speedup: float | None = None
+    latency: str | None = None
+    size: str | None = None
+    multiply_adds: float | None = None
+    batch: int = 1
+    length: int = 128
+    threads: int | None = None
     levels: tuple[str, ...] = ("heads", "rows")
     row_sites: tuple[str, ...] = ("fc1",)
     block_shape: tuple[int, int] = (16, 16)
@@ -98,7 +120,7 @@ class PruningConfig:
     created: InitVar[bool] = False
 
     @classmethod
-    def create(cls, density: float, preset: str = "default", **settings: Any) -> PruningConfig:
+    def create(cls, density: float | None = None, preset: str = "default", **settings: Any) -> PruningConfig:
         """Settings of a preset, with those named by the caller on top.
 
         Raises:
@@ -151,8 +173,6 @@ class PruningConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningConfig:
         """Read what :meth:`to_dict` wrote; see :meth:`create` for errors."""
-        if "density" not in data:
-            raise ValueError("density is missing: give the share of weights to keep, e.g. density=0.2")
         return cls.create(**data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +199,7 @@ class PruningConfig:
             if isinstance(value, str) or not isinstance(value, (list, tuple)):
                 raise ValueError(f"{name}: expected a list, got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        check_fraction("density", self.density, zero=False)
+        self._check_target()
         check_choices("levels", self.levels, LEVELS + MODULES)
         check_choices("row_sites", self.row_sites, ROW_SITES)
         check_choices("block_teacher", (self.block_teacher,), BLOCK_TEACHERS)
@@ -207,6 +227,7 @@ class PruningConfig:
             raise ValueError(f"encoder: expected paths such as 'text_model', got {self.encoder!r}")
         if self.structured_density is not None:
             check_fraction("structured_density", self.structured_density, zero=False)
+            assert self.density is not None
             if self.structured_density < self.density:
                 raise ValueError(
                     f"structured_density: expected at least density={self.density}, "
@@ -214,6 +235,38 @@ class PruningConfig:
                 )
         self._check_numbers()
         self._check_method()
+
+    def _check_target(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(
+                "density is missing: give the share of weights to keep, e.g. density=0.2, or another target: "
+                f"{', '.join(BUDGETS)}"
+            )
+        if len(given) > 1:
+            raise ValueError(f"expected one target, got {', '.join(given)}; leave out all but one")
+        (name,) = given
+        for fraction in {"density", "multiply_adds"} & {name}:
+            check_fraction(fraction, getattr(self, fraction), zero=False)
+        if self.speedup is not None:
+            check_number("speedup", self.speedup, above=1)
+        if self.latency is not None:
+            parse_time(self.latency)
+        if self.size is not None:
+            parse_size(self.size)
+        for setting in ("batch", "length", "threads"):
+            value = getattr(self, setting)
+            if not (setting == "threads" and value is None) and (type(value) is not int or value < 1):
+                raise ValueError(f"{setting}: expected a whole number from 1 up, got {value!r}")
+        if name != "density" and self.blocks:
+            raise ValueError(
+                f"levels: expected no 'blocks' with {name}=, got {self.levels}; blocks need density="
+            )
+        if BUDGETS[name] is TimeBudget and "rows" in self.levels and set(self.row_sites) - {"fc1"}:
+            raise ValueError(
+                f"row_sites: expected ('fc1',) with {name}=, got {self.row_sites}: the table of times has no "
+                "entry for rows that are written back to the residual"
+            )
 
     def _check_method(self) -> None:
         method = find_method(self.method)
@@ -251,13 +304,29 @@ class PruningConfig:
 
     def _check_effect(self, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
         """Refuse settings of a level that is not used, unless they are what they are anyway."""
-        for level, names in (("blocks", ("structured_density", "block_shape")), ("rows", ("row_sites",))):
-            for name in names if level not in self.levels else ():
+        target = self.target[0]
+        timed = BUDGETS[target] is TimeBudget
+        for needed, is_met, names in (
+            ("the level 'blocks'", self.blocks, ("structured_density", "block_shape")),
+            ("the level 'rows'", "rows" in self.levels, ("row_sites",)),
+            ("speedup= or latency=", timed, ("batch", "threads")),
+            ("speedup=, latency= or multiply_adds=", timed or target == "multiply_adds", ("length",)),
+        ):
+            for name in names if not is_met else ():
                 expected = usual.get(name, getattr(type(self), name))
                 if name in settings and getattr(self, name) != expected:
-                    raise ValueError(
-                        f"{name}: has no effect here, it needs the level {level!r}; leave it out"
-                    )
+                    raise ValueError(f"{name}: has no effect here, it needs {needed}; leave it out")
+
+    @property
+    def target(self) -> tuple[str, Any]:
+        """Name and value of the target."""
+        return next((name, value) for name in BUDGETS if (value := getattr(self, name)) is not None)
+
+    @property
+    def goal(self) -> str:
+        """The target, for people."""
+        name, value = self.target
+        return f"{value:g}" if name == "density" else f"{name}={value}"
 
     @property
     def structured(self) -> bool:
@@ -280,11 +349,12 @@ class PruningConfig:
         return find_method(self.method)(self.method_settings)
 
     def first_target(self) -> float:
-        """Density that heads and rows are pruned to.
+        """Density that heads and rows are pruned to, where the target is one.
 
         With blocks to follow: ``structured_density``, else half of the weights as in the paper's
         recipe (0.5 x 0.4), else the square root of a density of which one half is not a factor.
         """
+        assert self.density is not None
         if not self.blocks:
             return self.density
         if self.structured_density is not None:

@@ -169,10 +169,13 @@ def _check_activation(layer: int, module: nn.Module, dense: DenseLayer) -> None:
         )
 
 
-def stock_encoder(encoder: Encoder) -> PreTrainedModel:
-    """A stock encoder of the dense sizes, with random weights."""
+def stock_encoder(encoder: Encoder, layers: int | None = None) -> PreTrainedModel:
+    """A stock encoder of the dense sizes, with random weights; of so many layers, if a number is given."""
     module, family = encoder.module, encoder.family
-    config = family.stock_config.from_dict(plain_config(module.config))
+    plain = plain_config(module.config)
+    if layers is not None:
+        plain = {**plain, family.config.config_fields.num_layers: layers}
+    config = family.stock_config.from_dict(plain)
     config._attn_implementation = module.config._attn_implementation
     dense = family.heads[0].stock(config)
     if getattr(module, "pooler", dense) is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from .costs import measure_costs
 from .editing import edited
 from .run import begin, current_run, learn, move
 from .schedule import make_schedule
@@ -38,6 +39,8 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
         )
     schedule = make_schedule(states[0].config, max_steps)
     with edited(model):
+        if step == 0:
+            measure_costs(model, states)
         for state in states:
             begin(state, schedule, step)
 

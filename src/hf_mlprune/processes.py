@@ -11,3 +11,10 @@ def average_over_processes(values: Tensor) -> Tensor:
         distributed.all_reduce(values)
         values /= distributed.get_world_size()
     return values
+
+
+def same_in_all_processes(values: Tensor) -> Tensor:
+    """Give all processes of the run the first one's tensor, in place."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.broadcast(values, src=0)
+    return values

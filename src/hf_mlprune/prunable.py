@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from .budgets import BUDGETS
 from .config import PruningConfig
 from .encoders import Encoder, inspect_encoder
 from .families import FAMILIES, find_encoders
@@ -45,7 +46,9 @@ def _with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> d
     stored = stored or {}
     if settings.get("preset", stored.get("preset")) != stored.get("preset"):
         # What is stored are the values of another preset, which must not stand for this one's.
-        stored = {"density": stored["density"]} if "density" in stored else {}
+        stored = {name: stored[name] for name in BUDGETS if name in stored}
+    if any(settings.get(name) is not None for name in BUDGETS):
+        stored = {name: value for name, value in stored.items() if name not in BUDGETS}
     return PruningConfig.from_dict({**stored, **settings}).to_dict()
 
 
@@ -131,7 +134,7 @@ class PrunableMixin(PreTrainedModel):
     config_class: Any
     # By name: transformers would cast the whole state, bool masks included. Version 5.0 asks the class, later
     # ones the instance.
-    _keep_in_fp32_modules_strict: Any = [f"{STATE_NAME}.*.scores", f"{STATE_NAME}.*.threshold"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict: Any = [rf"{STATE_NAME}\.layers\.\d+\.\w+\.(?!keep\b)\w+"]  # noqa: RUF012
     _keys_to_ignore_on_load_missing: ClassVar = [rf"(^|\.){STATE_NAME}\."]
     # Of a model that was pruned before.
     _keys_to_ignore_on_load_unexpected: ClassVar = [r"\.row_indices$", rf"(^|\.){FINGERPRINT}$"]

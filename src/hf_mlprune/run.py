@@ -91,9 +91,7 @@ def begin(state: PruningState, schedule: Schedule, step: int) -> None:
             "fractions as before, and start a new run from a dense or pruned model"
         )
     density = state.density()
-    state.run = Run(
-        schedule, config.make_method(), phase, config.density, None, Pressure(1.0), density, step, step
-    )
+    state.run = Run(schedule, config.make_method(), phase, 1.0, None, Pressure(1.0), density, step, step)
     _enter(state, state.run, phase)
     if step == 0:
         check_reachable(state)
@@ -146,14 +144,16 @@ def move(state: PruningState, step: int) -> None:
 
 
 def _target(state: PruningState, phase: Phase) -> float:
-    """Density at the end of the stage that learns in a phase."""
+    """Share of the dense cost, of weights the density, at the end of the stage that learns in a phase."""
     config = state.config
+    if config.density is None:
+        return state.budget().share()
     if not config.structured or phase > Phase.STRUCTURED:
         return config.density
     if config.structured_density is not None or not config.blocks:
         return config.first_target()
     # Heads alone, say, cannot reach half of the weights: blocks then do the more.
-    return max(config.first_target(), StructuredStage(state).least_density())
+    return max(config.first_target(), StructuredStage(state).least_share())
 
 
 def _stage(state: PruningState, phase: Phase) -> Stage | None:
@@ -200,6 +200,24 @@ def _land(state: PruningState, run: Run, phase: Phase) -> None:
     state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
 
 
+def is_within_target(state: PruningState) -> bool:
+    """Whether the masks as they are meet the target of the run."""
+    density = state.config.density
+    if density is not None:
+        return state.density() <= density + 1e-9
+    stage = StructuredStage(state)
+    return stage.cost_of([int(gate.keep.sum()) for gate in stage.gates]) <= stage.limit(stage.budget.share())
+
+
+def predicted_speedup(state: PruningState) -> float | None:
+    """How many times as fast the masked encoder will be, by the table of times; ``None`` without one."""
+    if "rest_time" not in state.tables():
+        return None
+    stage = StructuredStage(state)
+    budget = stage.budget
+    return (budget.rest + budget.total) / (budget.rest + stage.kept_share() * budget.total)
+
+
 def check_reachable(state: PruningState) -> None:
     """Refuse before the first step a density above the model's own, or below what is always kept.
 
@@ -208,11 +226,18 @@ def check_reachable(state: PruningState) -> None:
     Raises:
         ValueError: says what the most or the least is.
     """
-    stage, wanted, density = _stage(state, Phase.WARMUP), state.config.density, state.density()
+    stage, density = _stage(state, Phase.WARMUP), state.density()
+    name, value = state.config.target
     assert stage is not None
-    unit = max((int(costs.max()) for costs in stage.costs if len(costs)), default=0) / stage.total
-    if wanted > density + unit + 1e-9:
-        raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {wanted}")
+    unit = max((float(costs.max()) for costs in stage.costs if len(costs)), default=0.0) / stage.total
+    own = stage.kept_share() if isinstance(stage, StructuredStage) else density
+    wanted = state.config.density if state.config.density is not None else state.budget().share()
+    if wanted > own + unit + 1e-9:
+        if name == "density":
+            raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {wanted}")
+        assert isinstance(stage, StructuredStage)
+        cost = stage.budget.describe(stage.budget.rest + own * stage.budget.total)
+        raise ValueError(f"{name}: expected less than the model's own {cost}, got {value!r}")
     if isinstance(stage, StructuredStage):
         zeros = [torch.zeros(active) for active in stage.active]
         stage.fit(zeros, _target(state, Phase.WARMUP), final=False)

@@ -41,16 +41,19 @@ class Stage(ABC):
     Attributes:
         gates: in a fixed order; all tensors over gates and units below follow it.
         active: units of each gate that take part; the leading ones.
-        costs: per gate, weights that each unit frees if it alone goes, ``(active units,)``.
+        costs: per gate, what each unit frees if it alone goes, ``(active units,)``.
         minimum: units that each gate keeps whatever their importance.
-        total: weights of all prunable linears of the dense model; the denominator of density.
+        total: cost of the dense layers in the budget of the run; the denominator of a share. Of weights, all
+            prunable weights of the dense model, so that the share is the density.
+        all_weights: weights of all prunable linears of the dense model.
     """
 
     gates: list[Gate]
     active: list[int]
     costs: list[Tensor]
     minimum: int
-    total: int
+    total: float
+    all_weights: int
 
     @abstractmethod
     def weights(self) -> int:
@@ -82,14 +85,14 @@ class Stage(ABC):
 
     def density(self) -> float:
         """Kept weights / all weights of the prunable linears."""
-        return self.weights() / self.total
+        return self.weights() / self.all_weights
 
-    def fit(self, priorities: Sequence[Tensor], density: float, *, final: bool) -> list[Tensor]:
-        """Keep the units of highest priority that fit a density.
+    def fit(self, priorities: Sequence[Tensor], share: float, *, final: bool) -> list[Tensor]:
+        """Keep the units of highest priority that fit a share of the dense cost.
 
         Args:
             priorities: per gate, ``(active units,)``; comparable across gates.
-            density: most weights to keep, as a share of ``total``.
+            share: most to keep, as a share of ``total``.
             final: whether masks are to land: after the first unit that does not fit, go on to lower ones
                 that do.
 
@@ -97,18 +100,13 @@ class Stage(ABC):
             Per gate, bool ``(active units,)``. Equal priorities keep the lower index.
 
         Raises:
-            ValueError: the units that every gate keeps cost more than this density.
+            ValueError: the units that every gate keeps cost more.
         """
         order, counter = self._rank(priorities)
         least = sum(min(self.minimum, active) for active in self.active)
-        limit = self.limit(density)
-        if counter.weights(least) > limit:
-            raise ValueError(
-                f"density {density:g} cannot be reached: what is always kept (minimum_units="
-                f"{self.minimum}, sites that are not pruned) is "
-                f"{counter.weights(least) / self.total:.4f} of the weights; raise the density, or "
-                "prune more levels or row_sites"
-            )
+        limit = self.limit(share)
+        if counter.cost(least) > limit:
+            raise ValueError(self.unreachable(share, counter.cost(least) / self.total))
         prefix = _bisect(counter, least, len(order), limit)
         chosen = order[:prefix]
         if final:
@@ -117,14 +115,22 @@ class Stage(ABC):
         keep[chosen] = True
         return list(torch.split(keep, self.active))
 
-    def limit(self, density: float) -> int:
-        """Most weights that a density allows."""
-        return int(density * self.total + 1e-6)
+    def unreachable(self, share: float, least: float) -> str:
+        """Say that a share is below what is always kept."""
+        return (
+            f"density {share:g} cannot be reached: what is always kept (minimum_units={self.minimum}, sites "
+            f"that are not pruned) is {least:.4f} of the weights; raise the density, or prune more levels or "
+            "row_sites"
+        )
 
-    def least_density(self) -> float:
-        """Density of what is always kept."""
+    def limit(self, share: float) -> float:
+        """Most that a share allows, rounding aside."""
+        return share * self.total + 1e-6
+
+    def least_share(self) -> float:
+        """Share of what is always kept."""
         _, counter = self._rank([torch.zeros(active) for active in self.active])
-        return counter.weights(sum(min(self.minimum, active) for active in self.active)) / self.total
+        return counter.cost(sum(min(self.minimum, active) for active in self.active)) / self.total
 
     def _rank(self, priorities: Sequence[Tensor]) -> tuple[Tensor, Counter]:
         """Units of all gates by falling priority, those that are always kept first, and what they cost."""
@@ -142,22 +148,22 @@ class Stage(ABC):
 
 
 class Counter(ABC):
-    """Kept weights of the first p of a sequence of units."""
+    """What the first p of a sequence of units cost."""
 
     @abstractmethod
-    def weights(self, prefix: int) -> int:
+    def cost(self, prefix: int) -> float:
         """Of the first ``prefix`` units."""
 
     @abstractmethod
-    def fill(self, prefix: int, limit: int) -> Tensor:
+    def fill(self, prefix: int, limit: float) -> Tensor:
         """Positions behind the prefix that still fit, taken greedily."""
 
 
-def _bisect(counter: Counter, low: int, high: int, limit: int) -> int:
-    """The longest prefix whose weights do not exceed the limit; weights grow with it."""
+def _bisect(counter: Counter, low: int, high: int, limit: float) -> int:
+    """The longest prefix whose cost does not exceed the limit; costs grow with it."""
     while low < high:
         middle = (low + high + 1) // 2
-        if counter.weights(middle) <= limit:
+        if counter.cost(middle) <= limit:
             low = middle
         else:
             high = middle - 1

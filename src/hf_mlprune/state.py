@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .budgets import BUDGETS, Budget, Sizes
 from .config import PruningConfig
 from .encoders import Encoder
 from .families import head_of
@@ -52,6 +53,8 @@ class PruningState(nn.Module):
         self.run: object | None = None
         self.session: object | None = None
         self.register_buffer("landed", torch.zeros(1, dtype=torch.int64, device=device))
+        for name, length in self.tables().items():
+            self.register_buffer(name, torch.full((length,), -1, dtype=torch.int64, device=device))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what a run set up: copies and pickles of a model take no part in it."""
@@ -76,6 +79,32 @@ class PruningState(nn.Module):
     def included(self) -> list[int]:
         """Indices of the layers that are pruned."""
         return [i for i in range(len(self.base)) if i not in self.config.exclude]
+
+    def tables(self) -> dict[str, int]:
+        """Names and lengths of the buffers with measured costs; see :mod:`hf_mlprune.costs`."""
+        return BUDGETS[self.config.target[0]].tables(self.dense)
+
+    def budget(self) -> Budget:
+        """What masks cost in this run.
+
+        Raises:
+            ValueError: the costs are not measured yet.
+        """
+        measured = {name: self.get_buffer(name) for name in self.tables()}
+        if any(bool((table < 0).all()) for table in measured.values()):
+            raise ValueError(
+                f"{self.config.target[0]}: costs are not measured yet; `start(model, ...)` does it"
+            )
+        linear = self.linears[0]
+        sizes = Sizes(
+            self.dense,
+            len(self.base),
+            len(self.included()),
+            linear.weight.element_size(),
+            linear.bias is not None,
+            measured,
+        )
+        return BUDGETS[self.config.target[0]](sizes, vars(self.config))
 
     @property
     def structured_is_final(self) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,14 @@ def interleave(
         ),
         rounds=len(times[0]),
     )
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Torch's threads within the block; as they are, if ``None``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

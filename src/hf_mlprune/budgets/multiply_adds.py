@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from ..modeling.layout import GROUPS
+from .base import Budget
+
 
 def attention_multiply_adds(width: int, batch: int, length: int) -> int:
     """Multiply-adds of scores and context of one layer: two products of ``length² x width``."""
     return 2 * batch * length * length * width
+
+
+class MultiplyAddsBudget(Budget):
+    """``multiply_adds=0.25``: of the encoder for one sequence of ``length`` tokens, over the dense one's."""
+
+    unit = "multiply-adds"
+    obstacle = "layers that are not pruned"
+
+    def layer_costs(self, widths: Tensor) -> Tensor:
+        """Of the linears, one for each weight and token, and of the attention."""
+        dense, length = self.sizes.dense, int(self.settings["length"])
+        by_group = dict(zip(GROUPS, widths.unbind(-1), strict=True))
+        attention = attention_multiply_adds(1, 1, length) * dense.span("heads")
+        return dense.weights(by_group) * length + by_group["heads"] * attention
+
+    def wanted(self) -> float:
+        """See :meth:`Budget.wanted`."""
+        return float(self.settings["multiply_adds"] * (self.total + self.rest))

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
+from ..modeling.layout import GROUPS
 from ..modeling.structure import grid_shape
+from .base import Budget
+
+#: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
+#: block-sparse one computes 16 rows at once.
+ROW_GROUP = 16
+#: Sites of fewer rows are landed row by row: a group would be too coarse a unit.
+GROUPED_FROM = 32 * ROW_GROUP
+
+
+class WeightBudget(Budget):
+    """``density=0.2``: kept weights of the prunable linears over all; excluded layers do not count."""
+
+    unit = "weights"
+    obstacle = "what is always kept"
+
+    def layer_costs(self, widths: Tensor) -> Tensor:
+        """See :meth:`DenseLayer.weights`."""
+        return self.sizes.dense.weights(dict(zip(GROUPS, widths.unbind(-1), strict=True)))
+
+    def wanted(self) -> float:
+        """See :meth:`Budget.wanted`."""
+        return float(self.settings["density"] * self.total + self.rest)
+
+    def share(self) -> float:
+        """The density itself."""
+        return float(self.settings["density"])
+
+    def unit_cost(self, group: str, widths: Mapping[str, int]) -> float:
+        """See :meth:`DenseLayer.unit_weights`."""
+        return float(self.sizes.dense.unit_weights(group, widths))
+
+    def widths_that_pay(self, group: str, most: int) -> Sequence[int] | None:
+        """Of large sites of rows, multiples of 16."""
+        if group == "heads" or most < GROUPED_FROM:
+            return None
+        return sorted({*range(0, most, ROW_GROUP), most})
 
 
 def block_weights(shape: tuple[int, int], block_shape: tuple[int, int]) -> Tensor:

@@ -87,7 +87,7 @@ def model_card(report: Report, head: Head, facts: CardFacts, tags: Sequence[str]
 
 
 def unfinished_card(
-    head: Head, facts: CardFacts, *, density: float, target: float, tags: Sequence[str] = ()
+    head: Head, facts: CardFacts, *, density: float, target: str, tags: Sequence[str] = ()
 ) -> str:
     """The card of a checkpoint that is pushed in the middle of a run.
 
@@ -102,7 +102,7 @@ def unfinished_card(
     sections = [
         f"# {name}",
         f"{_made_from(facts)} Training is in progress: masks leave {density:.1%} of the encoder's weights, "
-        f"{target:.1%} is the target. At its end the model becomes small, and this card is replaced.",
+        f"the target is {target}. At its end the model becomes small, and this card is replaced.",
         "## Loading",
         "A checkpoint with masks has the dense weights and needs the package.",
         _code(head, facts.repository or CARD_PLACE, package=True),

@@ -69,6 +69,8 @@ class Report:
         latency: measured times, if any.
         settings: of the run that pruned it, if it was given.
         multiplied: how block-sparse layers are multiplied on this machine's CPU, and why so -> layers.
+        predicted_speedup: of the first encoder, by the table of times that the run was pruned by; the first
+            row of :attr:`latency` is what was measured.
     """
 
     density: float
@@ -83,6 +85,7 @@ class Report:
     latency: tuple[Latency, ...] = ()
     settings: dict[str, Any] | None = None
     multiplied: dict[str, int] = dataclasses.field(default_factory=dict)
+    predicted_speedup: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as ``pruning_report.json`` holds it."""
@@ -141,6 +144,7 @@ def report(
     latency: Sequence[Latency] = (),
     settings: PruningConfig | None = None,
     length: int | None = None,
+    predicted_speedup: float | None = None,
 ) -> Report:
     """Describe a model, masked or pruned (or dense).
 
@@ -151,6 +155,7 @@ def report(
         settings: of the run that pruned it.
         length: tokens of the sequence that multiply-adds are counted for; 128, or those of an image. Local
             attention is counted in full, as torch computes it.
+        predicted_speedup: by the table of times of the run.
 
     Raises:
         TypeError: the model is of no known family.
@@ -184,6 +189,7 @@ def report(
         latency=tuple(latency),
         settings=settings.to_dict() if settings else None,
         multiplied=explain(model),
+        predicted_speedup=predicted_speedup,
     )
 
 
@@ -219,7 +225,7 @@ def print_end(found: Report, settings: PruningConfig) -> None:
         found: on the pruned model.
         settings: of the run.
     """
-    landed = f"landed at density {found.density_of_pruned_layers:.4f} (target {settings.density:g})"
+    landed = f"landed at density {found.density_of_pruned_layers:.4f} (target {settings.goal})"
     if settings.exclude:
         landed += f" without layers {list(settings.exclude)}, {found.density:.4f} in all"
     if found.max_difference is not None:
@@ -227,7 +233,8 @@ def print_end(found: Report, settings: PruningConfig) -> None:
     console = Console(stderr=True)
     console.print(found.table())
     multiplied = [f"block-sparse layers: {count} {how}" for how, count in found.multiplied.items()]
-    for line in (*multiplied, *found.latency_lines(), landed):
+    predicted = [f"predicted {found.predicted_speedup:.2f}x"] if found.predicted_speedup else []
+    for line in (*multiplied, *predicted, *found.latency_lines(), landed):
         console.print(line)
 
 

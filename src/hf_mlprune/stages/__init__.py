@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .blocks import BlockStage
-from .structured import ROW_GROUP, StructuredStage
+from .structured import StructuredStage
 
-__all__ = ["ROW_GROUP", "BlockStage", "StructuredStage"]
+__all__ = ["BlockStage", "StructuredStage"]

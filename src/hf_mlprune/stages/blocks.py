@@ -21,7 +21,7 @@ class BlockStage(Stage):
         self.state = state
         self.gates = [gate for gate, _ in linears]
         self.linears = [linear for _, linear in linears]
-        self.total = state.total_weights()
+        self.total = self.all_weights = state.total_weights()
         shape = state.config.block_shape
         self.costs = [block_weights(linear.kept_shape(), shape).flatten().double() for _, linear in linears]
         self.active = [len(costs) for costs in self.costs]
@@ -67,11 +67,11 @@ class _BlockCounter(Counter):
         self.costs = costs
         self.cumulated = torch.cat([costs.new_zeros(1), costs.cumsum(0)])
 
-    def weights(self, prefix: int) -> int:
+    def cost(self, prefix: int) -> float:
         return int(self.cumulated[prefix])
 
-    def fill(self, prefix: int, limit: int) -> Tensor:
-        left = limit - self.weights(prefix)
+    def fill(self, prefix: int, limit: float) -> Tensor:
+        left = int(limit) - int(self.cumulated[prefix])
         chosen: list[int] = []
         for position in range(prefix, len(self.costs)):
             cost = int(self.costs[position])

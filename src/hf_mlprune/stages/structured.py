@@ -1,7 +1,8 @@
-"""Heads and rows: weights are products of kept widths."""
+"""Heads, rows and whole modules: what they cost follows from the kept widths of each layer."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,15 +13,9 @@ from ..modeling.layout import GROUPS
 from ..stage import Counter, Owned, Stage
 from ..state import PruningState
 
-#: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
-#: block-sparse one computes 16 rows at once.
-ROW_GROUP = 16
-#: Sites of fewer rows are landed row by row: a group would be too coarse a unit.
-GROUPED_FROM = 32 * ROW_GROUP
-
 
 class StructuredStage(Stage):
-    """Heads and rows: weights are products of kept widths."""
+    """Heads, rows and whole modules: what they cost follows from the kept widths of each layer."""
 
     def __init__(self, state: PruningState) -> None:
         self.state = state
@@ -35,7 +30,8 @@ class StructuredStage(Stage):
         self.gates = [state.gates(self.layers[position])[group] for position, group in self.groups]
         self.active = [gate.units for gate in self.gates]
         self.minimum = state.config.minimum_units
-        self.total = state.total_weights()
+        self.budget = state.budget()
+        self.total, self.all_weights = self.budget.total, state.total_weights()
         # Of each gate in the flattened widths.
         self.cells = [position * len(GROUPS) + GROUPS.index(group) for position, group in self.groups]
         self.sizes = torch.tensor([gate.size for gate in self.gates], dtype=torch.int64)
@@ -47,35 +43,55 @@ class StructuredStage(Stage):
         ]
 
     def _unit_cost(self, position: int, group: str) -> float:
-        return float(self.state.dense.unit_weights(group, self.state.base[self.layers[position]].widths))
+        return self.budget.unit_cost(group, self.state.base[self.layers[position]].widths)
 
-    def fit(self, priorities: Sequence[Tensor], density: float, *, final: bool) -> list[Tensor]:
-        """See :meth:`Stage.fit`; where ``final``, rows of large sites are kept in groups of 16.
+    def unreachable(self, share: float, least: float) -> str:
+        """See :meth:`Stage.unreachable`."""
+        name, value = self.state.config.target
+        if name == "density":
+            return super().unreachable(share, least)
+        budget = self.budget
+        dense, floor = budget.rest + budget.total, budget.rest + least * budget.total
+        return (
+            f"{name}={value!r} cannot be reached: the least is {budget.describe(floor)} of "
+            f"{budget.describe(dense)}, {dense / max(floor, 1):.2f} times less; {budget.obstacle} take "
+            f"{budget.describe(budget.rest)}, and every layer keeps minimum_units={self.minimum} of each kind"
+        )
 
-        One site takes the rest, so that the density is met to one unit all the same.
+    def fit(self, priorities: Sequence[Tensor], share: float, *, final: bool) -> list[Tensor]:
+        """See :meth:`Stage.fit`; where ``final``, gates are landed on widths that pay.
+
+        One site takes the rest of a budget of weights, so that it is met to one unit all the same.
         """
-        keep = super().fit(priorities, density, final=final)
-        grouped = [
-            index
+        keep = super().fit(priorities, share, final=final)
+        pays = {
+            index: widths
             for index, (_, group) in enumerate(self.groups)
-            if group != "heads" and self.active[index] >= GROUPED_FROM
-        ]
-        if not final or not grouped:
+            if self.gates[index].size == 1
+            and (widths := self.budget.widths_that_pay(group, self.active[index])) is not None
+        }
+        if not final or not pays:
             return keep
         counts = [int(mask.sum()) for mask in keep]
-        return self._in_groups(counts, grouped, priorities, self.limit(density))
+        return self._in_groups(counts, pays, priorities, self.limit(share))
 
     def _in_groups(
-        self, counts: list[int], grouped: list[int], priorities: Sequence[Tensor], limit: int
+        self,
+        counts: list[int],
+        pays: dict[int, Sequence[int]],
+        priorities: Sequence[Tensor],
+        limit: float,
     ) -> list[Tensor]:
+        grouped = list(pays)
         for index in grouped:
-            counts[index] = max(counts[index] // ROW_GROUP * ROW_GROUP, min(self.minimum, counts[index]))
+            below = pays[index][bisect.bisect_right(pays[index], counts[index]) - 1]
+            counts[index] = max(below, min(self.minimum, counts[index]))
         ranked = [self._with_minimum(values).sort(descending=True, stable=True) for values in priorities]
 
         def grow(index: int, units: int) -> bool:
             """Keep so many more units of a gate, if they are there and fit."""
             counts[index] += units
-            if counts[index] <= self.active[index] and self.weights_of(counts) <= limit:
+            if counts[index] <= self.active[index] and self.cost_of(counts) <= limit:
                 return True
             counts[index] -= units
             return False
@@ -85,11 +101,13 @@ class StructuredStage(Stage):
             return sorted(left, key=lambda index: -float(ranked[index].values[counts[index]]))
 
         def to_next_group(index: int) -> int:
-            return ROW_GROUP - counts[index] % ROW_GROUP
+            widths = pays[index]
+            return widths[bisect.bisect_right(widths, counts[index])] - counts[index]
 
         while any(grow(index, to_next_group(index)) for index in by_next_priority(grouped)):
             pass
-        for index in by_next_priority(grouped) + by_next_priority(range(len(counts))):
+        rest = by_next_priority(grouped) if self.state.config.target[0] == "density" else []
+        for index in rest + by_next_priority([i for i in range(len(counts)) if rest or i not in pays]):
             while grow(index, 1):
                 pass
         masks = [torch.zeros(active, dtype=torch.bool) for active in self.active]
@@ -103,17 +121,18 @@ class StructuredStage(Stage):
         widths[self.cells] = torch.as_tensor(counts) * self.sizes
         return widths.view_as(self.widths)
 
-    def weights_of(self, counts: Sequence[int] | Tensor) -> int:
-        """Kept weights if each gate keeps so many units."""
-        return int(self.layer_weights(self.widths_of(counts)).sum())
+    def cost_of(self, counts: Sequence[int] | Tensor) -> float:
+        """Cost if each gate keeps so many units."""
+        return float(self.budget.layer_costs(self.widths_of(counts)).sum())
 
-    def layer_weights(self, widths: Tensor) -> Tensor:
-        """Weights of each layer for widths ``(layers, groups)``."""
-        return self.state.dense.weights(dict(zip(GROUPS, widths.unbind(-1), strict=True)))
+    def kept_share(self) -> float:
+        """Cost under the present masks, as a share of the dense layers'."""
+        return self.cost_of([int(gate.keep.sum()) for gate in self.gates]) / self.total
 
     def weights(self) -> int:
         """See :meth:`Stage.weights`."""
-        return self.weights_of([int(gate.keep.sum()) for gate in self.gates])
+        widths = self.widths_of([int(gate.keep.sum()) for gate in self.gates])
+        return int(self.state.dense.weights(dict(zip(GROUPS, widths.unbind(-1), strict=True))).sum())
 
     def owned(self) -> list[list[Owned]]:
         """See :meth:`Stage.owned`: of a head in query, key, value and O, say."""
@@ -148,7 +167,7 @@ class StructuredStage(Stage):
                     units = (ratio.double() * gate.units).clamp(min=1.0)
                     row[GROUPS.index(group)] = units * gate.size
             rows.append(torch.stack(row))
-        return self.layer_weights(torch.stack(rows)).sum() / self.total
+        return self.budget.layer_costs(torch.stack(rows)).sum() / self.total
 
     def relative_target(self, density: float) -> float:
         """R is counted against the dense model: the density itself."""
@@ -165,12 +184,11 @@ class _StructuredCounter(Counter):
     def _counts(self, prefix: int) -> Tensor:
         return torch.bincount(self.gate_of[:prefix], minlength=len(self.cells))
 
-    def weights(self, prefix: int) -> int:
-        return self.stage.weights_of(self._counts(prefix))
+    def cost(self, prefix: int) -> float:
+        return self.stage.cost_of(self._counts(prefix))
 
-    def fill(self, prefix: int, limit: int) -> Tensor:
+    def fill(self, prefix: int, limit: float) -> Tensor:
         widths = self.stage.widths_of(self._counts(prefix)).flatten()
-        weights = self.weights(prefix)
         chosen: list[int] = []
         full: set[int] = set()
         for position in range(prefix, len(self.gate_of)):
@@ -178,9 +196,8 @@ class _StructuredCounter(Counter):
             if gate in full:
                 continue
             widths[self.cells[gate]] += self.stage.gates[gate].size
-            more = int(self.stage.layer_weights(widths.view(-1, len(GROUPS))).sum())
-            if more <= limit:
-                weights = more
+            cost = float(self.stage.budget.layer_costs(widths.view(-1, len(GROUPS))).sum())
+            if cost <= limit:
                 chosen.append(position)
             else:
                 widths[self.cells[gate]] -= self.stage.gates[gate].size
@@ -188,5 +205,4 @@ class _StructuredCounter(Counter):
                 full.add(gate)
                 if len(full) == len(self.cells):
                     break
-        assert weights <= limit
         return torch.tensor(chosen, dtype=torch.int64)

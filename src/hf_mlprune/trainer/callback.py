@@ -16,11 +16,13 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from ..budgets import BUDGETS
 from ..config import PruningConfig
 from ..files import write_json
 from ..loop import advance, collect, figures, is_running, start
 from ..modeling.pretrained import REPORT_FILE
 from ..reports.report import print_end, report
+from ..run import is_within_target, predicted_speedup
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
@@ -48,7 +50,8 @@ class PruningCallback(TrainerCallback, ExportableState):
     ``push_to_hub`` see the small one.
 
     Args:
-        density: share of the encoder's weights to keep, in ``(0, 1]``. May be left out if the model
+        density: share of the encoder's weights to keep, in ``(0, 1]``. For another target, ``speedup=3``,
+            ``latency="12 ms"``, ``size="30 MB"`` or ``multiply_adds=0.25``. All may be left out if the model
             has masks already (``attach``, or a ``PrunableBertFor...``).
         teacher: a module that is called as the model is, or the folder or hub name of a model of its
             class, fine-tuned on the same labels.
@@ -65,14 +68,15 @@ class PruningCallback(TrainerCallback, ExportableState):
         teacher: str | os.PathLike[str] | nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        if density is None and settings:
+        targeted = density is not None or not BUDGETS.keys().isdisjoint(settings)
+        if settings and not targeted:
             raise ValueError(f"density is missing, but {sorted(settings)} are given")
         if teacher is not None and not isinstance(teacher, (str, os.PathLike, nn.Module)):
             raise TypeError(
                 f"teacher: expected a torch module, a folder or a hub name, got {type(teacher).__name__}"
             )
         self.teacher = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
-        self.config = None if density is None else PruningConfig.create(density, **settings)
+        self.config = PruningConfig.create(density, **settings) if targeted else None
         self.planned_steps: int | None = None
         self.teacher_fingerprint: str | None = None
         self.taught_by_object = isinstance(teacher, nn.Module)
@@ -288,18 +292,19 @@ class PruningCallback(TrainerCallback, ExportableState):
         use_evaluation_weights(optimizer)
         for gate in (gate for pruning in states for gate in pruning.all_gates()):
             gate.refresh()
-        target, density = settings.density, max(pruning.density() for pruning in states)
-        if density > target + 1e-9 or not all(pruning.is_final for pruning in states):
+        if not all(pruning.is_final and is_within_target(pruning) for pruning in states):
+            density = max(pruning.density() for pruning in states)
             advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
             raise RuntimeError(
                 f"training ended at step {state.global_step} of {state.max_steps}, before pruning did: "
-                f"density {density:.4f}, target {target:g}; resume from a checkpoint of this run, or train "
-                f"with fewer steps from the start; {advice}"
+                f"density {density:.4f}, target {settings.goal}; resume from a checkpoint of this run, or "
+                f"train with fewer steps from the start; {advice}"
             )
+        predicted = predicted_speedup(states[0])
         try:
             done = shrink(model, list(session.calls.values()))
-            rows = measure(model, session, encoders=settings.encoder)
-            found = report(model, shrunk=done, latency=rows, settings=settings)
+            rows = measure(model, session, settings)
+            found = report(model, shrunk=done, latency=rows, settings=settings, predicted_speedup=predicted)
             session.publisher.finish(model, found, args, state)
             if state.is_world_process_zero:
                 write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())

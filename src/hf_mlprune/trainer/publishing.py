@@ -123,7 +123,7 @@ class Publisher:
             if model.pruning_card is not None:
                 write_text(readme.with_name(CARD_FILE), model.pruning_card)
         elif head is not None and is_attached(model) and _is_ours(readme):
-            density, target = _density(model), pruning_states(model)[0].config.density
+            density, target = _density(model), pruning_states(model)[0].config.goal
             tags = getattr(model, "model_tags", None) or ()
             facts = self._facts(model, args, state)
             write_text(readme, unfinished_card(head, facts, density=density, target=target, tags=tags))

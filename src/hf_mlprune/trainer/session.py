@@ -18,6 +18,8 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ..attaching import attach
+from ..budgets import BUDGETS
+from ..budgets.time import TimeBudget
 from ..calls import Call
 from ..config import PruningConfig
 from ..distillation.hooks import TARGETS, Distiller
@@ -32,8 +34,12 @@ from ..reports.report import report
 from ..run import check_reachable
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states
+from ..timing import using_threads
 from .publishing import Publisher, note
 from .resuming import STEP1_TEACHER, find_step1_teacher
+
+#: Sequences and most tokens of each that every run is measured at.
+USUAL_SHAPES = ((1, 128), (32, 128))
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +137,7 @@ class Session:
                 measure(
                     self.model,
                     self,
-                    encoders=settings.encoder,
+                    settings,
                     rounds=1,
                     budget_seconds=0.0,
                     shapes=((1, 8),),
@@ -199,16 +205,18 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
     if attached is None:
         with edited(model):
             for state in attach(model, config):
-                check_reachable(state)
+                if config.density is not None:
+                    # Other costs are measured as the run begins.
+                    check_reachable(state)
     return Session(model, loaded, None if loaded is None else fingerprint(loaded.model))
 
 
 def measure(
     model: nn.Module,
     session: Session,
+    settings: PruningConfig,
     *,
-    encoders: Sequence[str],
-    shapes: Sequence[tuple[int, int]] = ((1, 128), (32, 128)),
+    shapes: Sequence[tuple[int, int]] | None = None,
     rounds: int = 30,
     budget_seconds: float = 5.0,
 ) -> list[Latency]:
@@ -217,18 +225,23 @@ def measure(
     Args:
         model: a pruned model.
         session: of its run.
-        encoders: paths of those that were pruned; see ``find_encoders``.
-        shapes: sequences and most tokens of each.
+        settings: of the run.
+        shapes: sequences and most tokens of each; ``None`` for what the run was pruned for, if that is a
+            time, and two usual ones.
         rounds: see :func:`~hf_mlprune.reports.latency.measure_latency`.
         budget_seconds: the same, per shape.
     """
     lengths = [length for call in session.calls.values() if (length := call.length()) is not None]
-    longest = max(lengths, default=shapes[0][1])
-    measured = [
-        measure_latency(encoder, batch, min(most, longest), rounds=rounds, budget_seconds=budget_seconds)
-        for encoder in inspect_encoders(model, encoders)
-        for batch, most in shapes
-    ]
+    longest = max(lengths, default=USUAL_SHAPES[0][1])
+    wanted = [(batch, min(most, longest)) for batch, most in shapes or USUAL_SHAPES]
+    if shapes is None and BUDGETS[settings.target[0]] is TimeBudget:
+        wanted = list(dict.fromkeys([(settings.batch, settings.length), *wanted]))
+    with using_threads(settings.threads):
+        measured = [
+            measure_latency(encoder, batch, length, rounds=rounds, budget_seconds=budget_seconds)
+            for encoder in inspect_encoders(model, settings.encoder)
+            for batch, length in wanted
+        ]
     return [row for row in measured if row is not None]
 
 

@@ -1,0 +1,97 @@
+"""The seam between what is wanted of a model and what its masks may keep."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling.layout import GROUPS, DenseLayer
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a budget needs to know of an encoder and the model around it.
+
+    Attributes:
+        dense: one dense layer.
+        layers: how many there are.
+        pruned: how many of them are pruned.
+        weight_bytes: bytes of one weight.
+        has_biases: whether the prunable linears have biases.
+        measured: what :func:`~hf_mlprune.costs.measure_costs` found: tables of int64 by name. Integers, as
+            buffers of floats would change with the model's dtype; -1 stands where nothing was measured.
+    """
+
+    dense: DenseLayer
+    layers: int
+    pruned: int
+    weight_bytes: int = 4
+    has_biases: bool = True
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Budget(ABC):
+    """What layers cost, and the most that the pruned ones may.
+
+    Costs are additive over layers. The rest of the model costs :attr:`rest`, whatever the masks are.
+
+    Attributes:
+        sizes: of the encoder.
+        settings: those of :class:`~hf_mlprune.config.PruningConfig`, by name.
+        rest: cost of what is not pruned.
+        total: cost of the pruned layers, dense.
+    """
+
+    #: Unit of the cost, for people.
+    unit: str
+    #: What stands in the way of a smaller cost, for people.
+    obstacle: str
+
+    def __init__(self, sizes: Sizes, settings: Mapping[str, Any]) -> None:
+        self.sizes, self.settings = sizes, settings
+        self.rest = 0.0
+        self.prepare()
+        full = torch.tensor([[sizes.dense.units[group] for group in GROUPS]])
+        self.dense_layer = float(self.layer_costs(full))
+        self.total = self.dense_layer * sizes.pruned
+        self.rest += self.dense_layer * (sizes.layers - sizes.pruned)
+
+    @classmethod
+    def tables(cls, dense: DenseLayer) -> dict[str, int]:
+        """Names and lengths of the tables that must be measured."""
+        return {}
+
+    def prepare(self) -> None:  # noqa: B027  weights need nothing
+        """Set what the costs are computed from, and :attr:`rest` without layers that are not pruned."""
+
+    @abstractmethod
+    def layer_costs(self, widths: Tensor) -> Tensor:
+        """Cost of each layer for widths ``(layers, groups)``; differentiable in float widths."""
+
+    @abstractmethod
+    def wanted(self) -> float:
+        """Most that the whole may cost."""
+
+    def share(self) -> float:
+        """Share of the pruned layers' dense cost that may stay; not in ``(0, 1)`` if that cannot be."""
+        return (self.wanted() - self.rest) / self.total
+
+    def unit_cost(self, group: str, widths: Mapping[str, int]) -> float:
+        """What a unit of a group costs at these widths, on average over the units of its layer."""
+        rows = torch.tensor([[widths[name] for name in GROUPS]] * 2)
+        rows[1, GROUPS.index(group)] = 0
+        with_units, without = self.layer_costs(rows).tolist()
+        return float(with_units - without) / max(1, widths[group])
+
+    def widths_that_pay(self, group: str, most: int) -> Sequence[int] | None:
+        """Widths of a group to land on, increasing, the last of them ``most``; ``None`` for all."""
+        return None
+
+    def describe(self, cost: float) -> str:
+        """The cost of a whole encoder or model, for people."""
+        return f"{cost:.4g} {self.unit}"

@@ -1,0 +1,229 @@
+"""Targets other than a density: what masks cost in time, bytes and multiply-adds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from families import each_family
+from hf_mlprune import PruningCallback, PruningConfig, attach, report, shrink, start
+from hf_mlprune.budgets.bytes import parse_size
+from hf_mlprune.budgets.time import PARTS, increasing, parse_time
+from hf_mlprune.costs import points
+from hf_mlprune.run import is_within_target, predicted_speedup
+from hf_mlprune.stages import StructuredStage
+from hf_mlprune.state import pruning_state
+from support.models import assert_same_outputs, clone, make_batch, make_model, prune
+from support.training import make_trainer
+
+
+def file_bytes(model, folder):
+    model.save_pretrained(folder)
+    return (folder / "model.safetensors").stat().st_size
+
+
+def with_times(model, config, *, head=1000, row=10, rest=5000):
+    """Masks, and a table by which every head, every row and the rest cost so much."""
+    attach(model, config)
+    state = pruning_state(model)
+    for group, cost in (("heads", head), ("fc1", row)):
+        table = state.get_buffer(PARTS[group])
+        table.copy_(torch.arange(len(table)) * cost)
+    state.get_buffer("rest_time").fill_(rest)
+    return state
+
+
+def random_fit(stage, share, seed):
+    """Land on a share by random priorities."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = stage.fit([torch.rand(each, generator=generator) for each in stage.active], share, final=True)
+    for gate, keep in zip(stage.gates, masks, strict=True):
+        gate.set_keep(keep)
+
+
+@each_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_size_is_met_by_the_file_within_a_unit(family, dtype, tmp_path):
+    model = make_model(family=family).to(dtype)
+    size = 0.8 * file_bytes(model, tmp_path / "dense")
+    prune(model, PruningConfig.create(size=f"{size / 1e3:.3f} kB"))
+    unit = max(float(costs.max()) for costs in StructuredStage(pruning_state(model)).costs)
+    shrink(model)
+    # Of tiny models the header, which is estimated, is a good part.
+    assert size - unit - 6000 < file_bytes(model, tmp_path / "small") <= size
+
+
+@each_family
+def test_multiply_adds_are_met_within_a_unit(family):
+    model = make_model(family=family)
+    length = report(model).multiply_adds_length
+    prune(model, PruningConfig.create(multiply_adds=0.7, length=length) if length != 128 else
+          PruningConfig.create(multiply_adds=0.7))  # fmt: skip
+    stage = StructuredStage(pruning_state(model))
+    unit = max(float(costs.max()) for costs in stage.costs)
+    shrink(model)
+    now, dense = report(model).multiply_adds
+    assert 0.7 * dense - unit <= now <= 0.7 * dense
+
+
+@given(st.integers(0, 2**31), st.floats(1.1, 6.0), st.integers(0, 3000), st.integers(1, 50))
+def test_a_speedup_is_met_within_a_step_of_the_table(seed, speedup, rest, row):
+    model = make_model(hidden_size=16, intermediate_size=520)
+    state = with_times(model, PruningConfig.create(speedup=speedup), rest=rest, row=row)
+    stage = StructuredStage(state)
+    share = stage.budget.share()
+    if share < stage.least_share():
+        with pytest.raises(ValueError, match=r"cannot be reached: the least is .* ms"):
+            random_fit(stage, share, seed)
+        return
+    random_fit(stage, share, seed)
+    assert is_within_target(state)
+    assert predicted_speedup(state) >= speedup - 1e-6
+    # Nothing more fits: every unit here costs as much as any other of its kind.
+    for gate in stage.gates:
+        if not bool(gate.keep.all()):
+            another = (~gate.keep).nonzero()[0]
+            gate.keep[another] = True
+            assert not is_within_target(state)
+            gate.keep[another] = False
+
+
+def test_widths_are_those_that_pay():
+    """A width that is slower than a larger one is not landed on."""
+    model = make_model(intermediate_size=64)
+    state = with_times(model, PruningConfig.create(speedup=1.5))
+    table = state.get_buffer("ffn_time")
+    table.fill_(-1)
+    for width, time in ((0, 0), (16, 100), (24, 400), (32, 200), (48, 300), (64, 400)):
+        table[width] = time
+    stage = StructuredStage(state)
+    assert stage.budget.widths_that_pay("fc1", 64) == [0, 16, 32, 48, 64]
+    for seed in range(5):
+        random_fit(stage, stage.budget.share(), seed)
+        counts = {int(gate.keep.sum()) for gate in stage.gates if gate.units == 64}
+        # Each layer keeps a row at least.
+        assert counts <= {1, 16, 32, 48, 64}
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=12))
+def test_times_that_never_fall_are_the_nearest_ones(values):
+    found = increasing(torch.tensor(values, dtype=torch.float64))
+    assert bool((found.diff() >= -1e-9).all())
+    assert float(found.sum()) == pytest.approx(sum(values))
+    if values == sorted(values):
+        assert found.tolist() == values
+
+
+@given(st.integers(1, 5000), st.integers(1, 40))
+def test_points_of_a_table(most, count):
+    found = points(most, count)
+    assert found[0] == 0
+    assert found[-1] == most
+    assert found == sorted(set(found))
+    assert len(found) <= count + 2
+
+
+def test_a_speedup_is_measured_pruned_to_and_reported(tmp_path):
+    model = make_model(num_hidden_layers=3, intermediate_size=512, hidden_size=128)
+    callback = PruningCallback(speedup=1.5, batch=2, length=16, threads=1)
+    trainer = make_trainer(tmp_path, model, callback)
+    trainer.train()
+    found = report(model, predicted_speedup=2.0)
+    assert found.predicted_speedup == 2.0
+    written = (tmp_path / "pruning_report.json").read_text()
+    assert '"predicted_speedup": 1.' in written
+    assert '"batch": 2' in written
+    assert found.density < 1
+    masked, batch = clone(model), make_batch()
+    model.save_pretrained(tmp_path / "pruned")
+    assert_same_outputs(masked, type(model).from_pretrained(tmp_path / "pruned"), batch)
+
+
+def test_a_resumed_run_counts_by_the_times_it_began_with(tmp_path):
+    settings = {"speedup": 1.3, "length": 8}
+    sizes = {"num_hidden_layers": 3, "intermediate_size": 512, "hidden_size": 128}
+    first = make_trainer(
+        tmp_path, make_model(**sizes), PruningCallback(**settings), save_strategy="steps", save_steps=6
+    )
+    first.train()
+    again = make_trainer(tmp_path, make_model(**sizes), PruningCallback(**settings))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.model.config.structure == first.model.config.structure
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {},
+            r"density is missing: give .* or another target: density, speedup, latency, size, multiply_adds",
+        ),
+        ({"density": 0.2, "speedup": 3}, "expected one target, got density, speedup; leave out all but one"),
+        ({"speedup": 1}, "speedup: expected more than 1, got 1"),
+        ({"multiply_adds": 0}, r"multiply_adds: expected a value in \(0, 1\], got 0"),
+        ({"latency": "fast"}, r"latency: expected a time such as '12 ms' \(us, ms, s\), got 'fast'"),
+        ({"latency": 12}, r"latency: expected a time such as '12 ms'"),
+        ({"size": "30 potatoes"}, r"size: expected a size such as '30 MB' \(kB, .*\), got '30 potatoes'"),
+        ({"size": "0 MB"}, "size: expected a size such as"),
+        ({"speedup": 2, "levels": ("blocks",)}, "levels: expected no 'blocks' with speedup="),
+        ({"speedup": 2, "preset": "paper"}, "levels: expected no 'blocks' with speedup="),
+        ({"speedup": 2, "row_sites": ("fc2",)}, r"row_sites: expected \('fc1',\) with speedup="),
+        ({"density": 0.2, "batch": 4}, "batch: has no effect here, it needs speedup= or latency="),
+        (
+            {"density": 0.2, "length": 4},
+            "length: has no effect here, it needs speedup=, latency= or mul",
+        ),
+        ({"speedup": 2, "threads": 0}, "threads: expected a whole number from 1 up, got 0"),
+    ],
+)
+def test_targets_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig.create(**settings)
+
+
+def test_sizes_and_times():
+    assert parse_size("30 MB") == parse_size("30000kB") == 30e6
+    assert parse_size("1 KiB") == 1024
+    assert parse_time("12 ms") == parse_time("12000us") == 12e6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"size": "1 kB"},
+            r"size='1 kB' cannot be reached: the least is .* MB of .*; embeddings and all",
+        ),
+        ({"size": "1 GB"}, r"size: expected less than the model's own .* MB, got '1 GB'"),
+        ({"multiply_adds": 0.001}, "multiply_adds=0.001 cannot be reached"),
+        ({"latency": "1 s", "length": 8}, r"latency: expected less than the model's own .* ms, got '1 s'"),
+        (
+            {"speedup": 5000, "length": 8},
+            r"speedup=5000 cannot be reached: .*embeddings, layer norms",
+        ),
+    ],
+)
+def test_what_cannot_be_reached_is_refused_as_the_run_begins(settings, message, tmp_path):
+    model = make_model()
+    attach(model, PruningConfig.create(**settings))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        start(model, 20)
+    for name, tensor in model.state_dict().items():
+        assert name.startswith("bert.pruning") or torch.equal(tensor, before[name])
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(**settings))
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
+def test_layers_left_alone_count_as_they_are():
+    model = make_model(num_hidden_layers=3)
+    prune(model, PruningConfig.create(multiply_adds=0.8, exclude=(0,)))
+    shrink(model)
+    now, dense = report(model).multiply_adds
+    assert 0.7 * dense < now <= 0.8 * dense
+    assert report(model).layers[0].weights[0] == report(model).layers[0].weights[1]
