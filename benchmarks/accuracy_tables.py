@@ -70,15 +70,16 @@ def main_table(lines: Iterable[Line], model: str) -> str:
     """Methods x tasks: the dense metric, and what the others lose or win against it."""
     found = cells(lines, model)
     rows = sorted({key[:3] for key in found}, key=lambda row: (METHODS.index(row[0]), -row[1], row[2]))
-    head = ["method", "weights", "speed", *TASKS]
+    tasks = [task for task in TASKS if any(key[3] == task for key in found)]
+    head = ["method", "weights", "speed", *tasks]
     body = []
     for row in rows:
-        mine = {task: found[*row, task] for task in TASKS if (*row, task) in found}
+        mine = {task: found[*row, task] for task in tasks if (*row, task) in found}
         method, _, more = row
         share = 100 * statistics.fmean(cell.density for cell in mine.values())
         speed = statistics.median(cell.speedup for cell in mine.values())
         name = method if more == 1 else f"{method}, {more}x the steps"
-        shown = [_shown(mine.get(task), is_dense=method == "dense") for task in TASKS]
+        shown = [_shown(mine.get(task), is_dense=method == "dense") for task in tasks]
         body.append([name, f"{share:.0f} %", f"{speed:.1f}x", *shown])
     return markdown(head, body)
 
@@ -159,18 +160,26 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
 
     found = cells(lines, model)
     tasks = [task for task in TASKS if any(key[3] == task for key in found)]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 3.4), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(3.2 * len(tasks) + 1.6, 3.4), squeeze=False, layout="constrained"
+    )
     for axis, task in zip(axes[0], tasks, strict=True):
         for method in METHODS:
             points = [cell for key, cell in found.items() if (key[0], key[2], key[3]) == (method, 1, task)]
             points.sort(key=lambda cell: getattr(cell, across))
             if points:
                 xs, ys = ([getattr(cell, name) for cell in points] for name in (across, "metric"))
-                axis.errorbar(xs, ys, [cell.error or 0 for cell in points], marker="o", label=method)
+                axis.errorbar(
+                    xs,
+                    ys,
+                    [cell.error or 0 for cell in points],
+                    marker="o",
+                    label=method,
+                    color=f"C{METHODS.index(method)}",
+                )
         axis.set(title=task, xlabel=LABELS[across])
     axes[0][0].set_ylabel("metric")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncols=len(METHODS))
-    figure.tight_layout(rect=(0, 0, 1, 0.92))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=120)
 
 
