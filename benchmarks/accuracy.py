@@ -38,6 +38,9 @@ from hf_mlprune.timing import interleave
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "magnitude": {"method": "magnitude"},
+    "random": {"method": "random"},
+    "group-lasso": {"method": "group-lasso"},
+    "snip": {"method": "snip"},
     "paper": {"preset": "paper"},
     "paper from pretrained": {"preset": "paper"},
     "small-dense": {},
