@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ PROBED_LAYERS = 2
 FFN_POINTS = 24
 HEAD_POINTS = 12
 ROUNDS = 15
+TABLE_VERSION = 1
 BUDGET_SECONDS = 90.0
 
 
@@ -41,8 +44,11 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState]) -> None:
         if "rest_time" in state.tables():
             encoder = next(module for module in model.modules() if getattr(module, STATE_NAME, None) is state)
             config = state.config
-            with using_threads(config.threads):
-                found = measure_times(inspect_encoder(encoder), config.batch, config.length)
+            if config.latency_table is not None:
+                found = read_table(Path(config.latency_table), state, config.batch, config.length)
+            else:
+                with using_threads(config.threads):
+                    found = measure_times(inspect_encoder(encoder), config.batch, config.length)
             for name, table in found.items():
                 state.get_buffer(name).copy_(table)
         for name in state.tables():
@@ -68,7 +74,13 @@ def other_bytes(model: nn.Module, state: PruningState) -> int:
     return total - free + len(json.dumps(header))
 
 
-def measure_times(encoder: Encoder, batch: int, length: int) -> dict[str, Tensor]:
+def measure_times(
+    encoder: Encoder,
+    batch: int,
+    length: int,
+    make: Callable[..., Callable[[], object]] | None = None,
+    ffn_points: int = FFN_POINTS,
+) -> dict[str, Tensor]:
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
@@ -78,10 +90,15 @@ def measure_times(encoder: Encoder, batch: int, length: int) -> dict[str, Tensor
         encoder: gives family, sizes, device and dtype.
         batch: sequences, or images.
         length: tokens per sequence.
+        make: turns a thin encoder and its inputs into something to call; in torch, if left out.
+        ffn_points: widths of the FFN to measure, besides 0.
+
+    Raises:
+        ValueError: times do not grow with what is kept: the encoder is too small, or the machine is at work.
     """
     dense, count = encoder.dense, len(encoder.layers)
     probed = min(PROBED_LAYERS, count)
-    heads, rows = points(dense.units["heads"], HEAD_POINTS), points(dense.units["fc1"], FFN_POINTS)
+    heads, rows = points(dense.units["heads"], HEAD_POINTS), points(dense.units["fc1"], ffn_points)
     full = (dense.units["heads"], dense.units["fc1"])
     shapes = [(*full, count), (0, 0, count), (*full, probed)]
     shapes += [(each, full[1], probed) for each in heads[:-1]] + [
@@ -89,8 +106,11 @@ def measure_times(encoder: Encoder, batch: int, length: int) -> dict[str, Tensor
     ]
     # Without the padding of the middle sequence: as most served batches of one length are called.
     inputs = random_batch(encoder.module, encoder, batch, length)
-    inputs.pop("attention_mask", None)
-    variants = [_call(_thin(encoder, *shape), inputs) for shape in shapes]
+    if make is None:
+        inputs.pop("attention_mask", None)
+    elif "attention_mask" in inputs:
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    variants = [(make or _call)(_thin(encoder, *shape), inputs) for shape in shapes]
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         timing = interleave(variants, rounds=ROUNDS, budget_seconds=BUDGET_SECONDS)
     # By ratios: a machine that drifts slows all variants of a round alike.
@@ -103,6 +123,12 @@ def measure_times(encoder: Encoder, batch: int, length: int) -> dict[str, Tensor
         for width, time in zip(widths, [*found, probe], strict=True):
             tables[name][width] = max(0.0, (time - found[0]) / probed)
     parts = count * sum(float(table[-1]) for table in tables.values())
+    if parts <= 0 or whole <= bare:
+        raise ValueError(
+            f"speedup, latency: the time of this encoder at {batch} x {length} tokens does not grow with its "
+            f"heads and rows ({whole / 1e6:.2f} ms dense, {bare / 1e6:.2f} ms without any); use longer batches, "
+            "a quieter machine, or another target"
+        )
     scale = (whole - bare) / parts
     return {
         "rest_time": torch.tensor([round(bare)]),
@@ -111,6 +137,53 @@ def measure_times(encoder: Encoder, batch: int, length: int) -> dict[str, Tensor
             for name, table in tables.items()
         },
     }
+
+
+def table_to_json(
+    tables: Mapping[str, Tensor], encoder: Encoder, about: Mapping[str, object]
+) -> dict[str, Any]:
+    """JSON form of a table of times; see :func:`read_table`.
+
+    Args:
+        tables: what :func:`measure_times` found.
+        encoder: that it is of.
+        about: engine, batch, length, threads.
+    """
+    times = {name: {str(i): int(t) for i, t in enumerate(table) if t >= 0} for name, table in tables.items()}
+    sizes = {group: encoder.dense.units[group] for group in PARTS}
+    return {"version": TABLE_VERSION, **about, "layers": len(encoder.layers), **sizes, "nanoseconds": times}
+
+
+def read_table(file: Path, state: PruningState, batch: int, length: int) -> dict[str, Tensor]:
+    """Read a table of times that was measured elsewhere.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no table, or one of other sizes or another shape.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"latency_table: expected a file, got {file}, where nothing is")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        wanted = {
+            "version": TABLE_VERSION,
+            "batch": batch,
+            "length": length,
+            "layers": len(state.base),
+            **{group: state.dense.units[group] for group in PARTS},
+        }
+        for name, value in wanted.items():
+            if data[name] != value:
+                raise ValueError(f"latency_table: expected {name} {value}, got {data[name]!r} in {file}")
+        found = {name: torch.full((size,), -1, dtype=torch.int64) for name, size in state.tables().items()}
+        for name, table in found.items():
+            for width, time in data["nanoseconds"][name].items():
+                table[int(width)] = int(time)
+    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
+        raise ValueError(f"latency_table: expected a table of times in {file}, got {error!r}") from error
+    if any(int(table[0]) < 0 or int(table[-1]) < 0 for table in found.values()):
+        raise ValueError(f"latency_table: expected times of no units and of all of them in {file}, got none")
+    return found
 
 
 def points(most: int, count: int) -> list[int]:
