@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +85,8 @@ def measure_times(
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
-    differ in; all are brought to the time of the dense encoder, which is timed among them.
+    differ in. Sums of parts are brought to the times of whole encoders: the dense one, and those of a half,
+    a quarter and an eighth of its heads and rows.
 
     Args:
         encoder: gives family, sizes, device and dtype.
@@ -99,44 +101,61 @@ def measure_times(
     dense, count = encoder.dense, len(encoder.layers)
     probed = min(PROBED_LAYERS, count)
     heads, rows = points(dense.units["heads"], HEAD_POINTS), points(dense.units["fc1"], ffn_points)
-    full = (dense.units["heads"], dense.units["fc1"])
-    shapes = [(*full, count), (0, 0, count), (*full, probed)]
-    shapes += [(each, full[1], probed) for each in heads[:-1]] + [
-        (full[0], each, probed) for each in rows[:-1]
-    ]
+    smaller = [(heads[-(-len(heads) // part)], rows[-(-len(rows) // part)]) for part in (8, 4, 2)]
+    whole = [*smaller, (heads[-1], rows[-1])]
+    shapes = [(*each, count) for each in ((0, 0), *whole)]
+    shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
     # Without the padding of the middle sequence: as most served batches of one length are called.
     inputs = random_batch(encoder.module, encoder, batch, length)
     if make is None:
         inputs.pop("attention_mask", None)
     elif "attention_mask" in inputs:
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
-    variants = [(make or _call)(_thin(encoder, *shape), inputs) for shape in shapes]
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    # Weights are drawn at random: the run's own random numbers go on as if nothing had been.
+    with torch.random.fork_rng(devices=[]):
+        variants = [(make or _call)(_thin(encoder, *shape), inputs) for shape in shapes]
+    with torch.inference_mode():
         timing = interleave(variants, rounds=ROUNDS, budget_seconds=BUDGET_SECONDS)
     # By ratios: a machine that drifts slows all variants of a round alike.
-    whole, bare, probe, *others = (1e9 * timing.seconds[0] / ratio for ratio in timing.ratios)
-    tables = {name: torch.full((dense.units[group] + 1,), -1.0) for group, name in PARTS.items()}
-    for name, widths, found in (
-        ("attention_time", heads, others[: len(heads) - 1]),
-        ("ffn_time", rows, others[len(heads) - 1 :]),
-    ):
-        for width, time in zip(widths, [*found, probe], strict=True):
-            tables[name][width] = max(0.0, (time - found[0]) / probed)
-    parts = count * sum(float(table[-1]) for table in tables.values())
-    if parts <= 0 or whole <= bare:
+    bare, *times = (1e9 * timing.seconds[0] / ratio for ratio in timing.ratios)
+    widths = {"heads": heads, "fc1": rows}
+    found = {"heads": times[len(whole) :][: len(heads)], "fc1": times[len(whole) + len(heads) :]}
+    parts = {group: np.maximum(0, np.subtract(found[group], found[group][0])) for group in PARTS}
+    if sum(part[-1] for part in parts.values()) <= 0 or times[len(smaller)] <= bare:
         raise ValueError(
             f"speedup, latency: the time of this encoder at {batch} x {length} tokens does not grow with its "
-            f"heads and rows ({whole / 1e6:.2f} ms dense, {bare / 1e6:.2f} ms without any); use longer batches, "
-            "a quieter machine, or another target"
+            f"heads and rows ({times[len(smaller)] / 1e6:.2f} ms dense, {bare / 1e6:.2f} ms without any); "
+            "use longer batches, a quieter machine, or another target"
         )
-    scale = (whole - bare) / parts
-    return {
-        "rest_time": torch.tensor([round(bare)]),
-        **{
-            name: torch.where(table < 0, -1, (table * scale).round()).to(torch.int64)
-            for name, table in tables.items()
-        },
-    }
+    layer = [(time - bare) / count for time in times[: len(whole)]]
+    shares = [_share(parts, widths, each) for each in whole]
+    tables = {"rest_time": torch.tensor([round(bare)])}
+    for group, name in PARTS.items():
+        table = torch.full((dense.units[group] + 1,), -1, dtype=torch.int64)
+        table[widths[group]] = torch.as_tensor(_calibrated(parts, group, shares, layer)).round().long()
+        tables[name] = table
+    return tables
+
+
+def _share(
+    parts: Mapping[str, np.ndarray[Any, Any]], widths: Mapping[str, list[int]], kept: Sequence[int]
+) -> float:
+    """Time of a layer that keeps so many units of each part, over that of a dense one, as parts add up."""
+    times = [parts[group][widths[group].index(units)] for group, units in zip(PARTS, kept, strict=True)]
+    return float(sum(times) / sum(part[-1] for part in parts.values()))
+
+
+def _calibrated(
+    parts: Mapping[str, np.ndarray[Any, Any]], group: str, shares: Sequence[float], layer: Sequence[float]
+) -> np.ndarray[Any, Any]:
+    """Times of one part, so that layers of these shares take the times that whole encoders took.
+
+    What a small layer takes beside its products (calls, softmax) is in no difference of large ones.
+    """
+    part, full = parts[group], sum(each[-1] for each in parts.values())
+    true = np.maximum.accumulate([0.0, *(time / layer[-1] for time in layer)])
+    relative = np.interp(part / max(part[-1], 1e-9), [0.0, *shares], true)
+    return np.asarray(relative * (part[-1] / full) * layer[-1])
 
 
 def table_to_json(
