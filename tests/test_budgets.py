@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -142,7 +146,7 @@ def test_a_speedup_is_measured_pruned_to_and_reported(tmp_path):
 
 
 def test_a_resumed_run_counts_by_the_times_it_began_with(tmp_path):
-    settings = {"speedup": 1.3, "length": 8}
+    settings = {"speedup": 1.3, "batch": 8, "length": 32}
     sizes = {"num_hidden_layers": 3, "intermediate_size": 512, "hidden_size": 128}
     first = make_trainer(
         tmp_path, make_model(**sizes), PruningCallback(**settings), save_strategy="steps", save_steps=6
@@ -227,3 +231,79 @@ def test_layers_left_alone_count_as_they_are():
     now, dense = report(model).multiply_adds
     assert 0.7 * dense < now <= 0.8 * dense
     assert report(model).layers[0].weights[0] == report(model).layers[0].weights[1]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table in ONNX Runtime, made by the command, and the sizes it is of."""
+    folder = tmp_path_factory.mktemp("table")
+    sizes = {"num_attention_heads": 1, "intermediate_size": 256, "hidden_size": 64}
+    make_model(**sizes).save_pretrained(folder / "model")
+    command = [
+        "-W",
+        "ignore",
+        "-m",
+        "hf_mlprune.exporting.table",
+        str(folder / "model"),
+        "--length",
+        "16",
+        "--points",
+        "2",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command, "--out", str(folder / "table.json")],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "table.json", sizes
+
+
+def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
+    file, sizes = table
+    data = json.loads(file.read_text())
+    assert (data["engine"], data["heads"], data["fc1"], data["layers"]) == ("onnx", 1, 256, 2)
+    # Of this tiny model much does not shrink: times are set so that a speedup of 2 can be reached.
+    data["nanoseconds"] = {
+        "rest_time": {"0": 1000},
+        "attention_time": {"0": 0, "1": 4000},
+        "ffn_time": {str(width): 16 * width for width in range(0, 257, 16)},
+    }
+    file.with_name("mine.json").write_text(json.dumps(data))
+    model = make_model(**sizes)
+    prune(model, PruningConfig.create(speedup=2, length=16, latency_table=file.with_name("mine.json")))
+    assert predicted_speedup(pruning_state(model)) == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"length": 8}, "latency_table: expected length 16, got 8 in"),
+        ({"layers": 3}, "latency_table: expected layers 2, got 3 in"),
+        ({"version": 9}, "latency_table: expected version 1, got 9 in"),
+        ({"nanoseconds": {}}, "latency_table: expected a table of times in .* got KeyError"),
+        ({"nanoseconds": 3}, "latency_table: expected a table of times in .* got TypeError"),
+        (
+            {"nanoseconds": {"rest_time": {"0": 1}, "attention_time": {"0": 0}, "ffn_time": {"0": 0}}},
+            "latency_table: expected times of no units and of all of them",
+        ),
+        (
+            {"nanoseconds": {"rest_time": {"0": 1}, "attention_time": {"90": 0}, "ffn_time": {"0": 0}}},
+            "latency_table: expected a table of times in .* got IndexError",
+        ),
+    ],
+)
+def test_a_table_that_is_none_is_refused(change, message, table):
+    file, sizes = table
+    other = file.with_name("other.json")
+    other.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    model = make_model(**sizes)
+    attach(model, PruningConfig.create(speedup=2, length=16, latency_table=str(other)))
+    with pytest.raises(ValueError, match=message):
+        start(model, 20)
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path):
+    model = make_model()
+    attach(model, PruningConfig.create(speedup=2, latency_table=tmp_path / "none.json"))
+    with pytest.raises(FileNotFoundError, match=r"latency_table: expected a file, got .*none\.json"):
+        start(model, 20)

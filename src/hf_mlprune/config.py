@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -57,6 +58,8 @@ class PruningConfig:
         batch: sequences, or images, of the forward pass that speedup and latency are of.
         length: tokens of each; images have their own.
         threads: torch threads of that pass; ``None`` for as many as torch has.
+        latency_table: file with times for another engine or machine, of the same batch and length; see
+            :mod:`hf_mlprune.exporting.table`. ``None`` measures in torch as the run begins.
         preset: ``"default"`` or ``"paper"`` (MLPruning's formulas, arXiv:2105.14636v1).
         levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; blocks are pruned after the others. With
             ``"attention"`` for ``"heads"`` all heads of a layer go together, with ``"ffn"`` all rows of FC1.
@@ -98,6 +101,7 @@ class PruningConfig:
     batch: int = 1
     length: int = 128
     threads: int | None = None
+    latency_table: str | None = None
     levels: tuple[str, ...] = ("heads", "rows")
     row_sites: tuple[str, ...] = ("fc1",)
     block_shape: tuple[int, int] = (16, 16)
@@ -194,6 +198,8 @@ class PruningConfig:
                 object.__setattr__(self, field.name, float(value))
         if isinstance(self.encoder, str):
             object.__setattr__(self, "encoder", (self.encoder,))
+        if isinstance(self.latency_table, os.PathLike):
+            object.__setattr__(self, "latency_table", os.fspath(self.latency_table))
         for name in ("levels", "row_sites", "block_shape", "exclude", "encoder"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, (list, tuple)):
@@ -309,7 +315,7 @@ class PruningConfig:
         for needed, is_met, names in (
             ("the level 'blocks'", self.blocks, ("structured_density", "block_shape")),
             ("the level 'rows'", "rows" in self.levels, ("row_sites",)),
-            ("speedup= or latency=", timed, ("batch", "threads")),
+            ("speedup= or latency=", timed, ("batch", "threads", "latency_table")),
             ("speedup=, latency= or multiply_adds=", timed or target == "multiply_adds", ("length",)),
         ):
             for name in names if not is_met else ():

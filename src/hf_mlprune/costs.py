@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,7 @@ PROBED_LAYERS = 2
 FFN_POINTS = 24
 HEAD_POINTS = 12
 ROUNDS = 15
+TABLE_VERSION = 1
 BUDGET_SECONDS = 90.0
 
 
@@ -41,8 +45,11 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState]) -> None:
         if "rest_time" in state.tables():
             encoder = next(module for module in model.modules() if getattr(module, STATE_NAME, None) is state)
             config = state.config
-            with using_threads(config.threads):
-                found = measure_times(inspect_encoder(encoder), config.batch, config.length)
+            if config.latency_table is not None:
+                found = read_table(Path(config.latency_table), state, config.batch, config.length)
+            else:
+                with using_threads(config.threads):
+                    found = measure_times(inspect_encoder(encoder), config.batch, config.length)
             for name, table in found.items():
                 state.get_buffer(name).copy_(table)
         for name in state.tables():
@@ -68,49 +75,134 @@ def other_bytes(model: nn.Module, state: PruningState) -> int:
     return total - free + len(json.dumps(header))
 
 
-def measure_times(encoder: Encoder, batch: int, length: int) -> dict[str, Tensor]:
+def measure_times(
+    encoder: Encoder,
+    batch: int,
+    length: int,
+    make: Callable[..., Callable[[], object]] | None = None,
+    ffn_points: int = FFN_POINTS,
+) -> dict[str, Tensor]:
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
-    differ in; all are brought to the time of the dense encoder, which is timed among them.
+    differ in. Sums of parts are brought to the times of whole encoders: the dense one, and those of a half,
+    a quarter and an eighth of its heads and rows.
 
     Args:
         encoder: gives family, sizes, device and dtype.
         batch: sequences, or images.
         length: tokens per sequence.
+        make: turns a thin encoder and its inputs into something to call; in torch, if left out.
+        ffn_points: widths of the FFN to measure, besides 0.
+
+    Raises:
+        ValueError: times do not grow with what is kept: the encoder is too small, or the machine is at work.
     """
     dense, count = encoder.dense, len(encoder.layers)
     probed = min(PROBED_LAYERS, count)
-    heads, rows = points(dense.units["heads"], HEAD_POINTS), points(dense.units["fc1"], FFN_POINTS)
-    full = (dense.units["heads"], dense.units["fc1"])
-    shapes = [(*full, count), (0, 0, count), (*full, probed)]
-    shapes += [(each, full[1], probed) for each in heads[:-1]] + [
-        (full[0], each, probed) for each in rows[:-1]
-    ]
+    heads, rows = points(dense.units["heads"], HEAD_POINTS), points(dense.units["fc1"], ffn_points)
+    smaller = [(heads[-(-len(heads) // part)], rows[-(-len(rows) // part)]) for part in (8, 4, 2)]
+    whole = [*smaller, (heads[-1], rows[-1])]
+    shapes = [(*each, count) for each in ((0, 0), *whole)]
+    shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
     # Without the padding of the middle sequence: as most served batches of one length are called.
     inputs = random_batch(encoder.module, encoder, batch, length)
-    inputs.pop("attention_mask", None)
-    variants = [_call(_thin(encoder, *shape), inputs) for shape in shapes]
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    if make is None:
+        inputs.pop("attention_mask", None)
+    elif "attention_mask" in inputs:
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    # Weights are drawn at random: the run's own random numbers go on as if nothing had been.
+    with torch.random.fork_rng(devices=[]):
+        variants = [(make or _call)(_thin(encoder, *shape), inputs) for shape in shapes]
+    with torch.inference_mode():
         timing = interleave(variants, rounds=ROUNDS, budget_seconds=BUDGET_SECONDS)
     # By ratios: a machine that drifts slows all variants of a round alike.
-    whole, bare, probe, *others = (1e9 * timing.seconds[0] / ratio for ratio in timing.ratios)
-    tables = {name: torch.full((dense.units[group] + 1,), -1.0) for group, name in PARTS.items()}
-    for name, widths, found in (
-        ("attention_time", heads, others[: len(heads) - 1]),
-        ("ffn_time", rows, others[len(heads) - 1 :]),
-    ):
-        for width, time in zip(widths, [*found, probe], strict=True):
-            tables[name][width] = max(0.0, (time - found[0]) / probed)
-    parts = count * sum(float(table[-1]) for table in tables.values())
-    scale = (whole - bare) / parts
-    return {
-        "rest_time": torch.tensor([round(bare)]),
-        **{
-            name: torch.where(table < 0, -1, (table * scale).round()).to(torch.int64)
-            for name, table in tables.items()
-        },
-    }
+    bare, *times = (1e9 * timing.seconds[0] / ratio for ratio in timing.ratios)
+    widths = {"heads": heads, "fc1": rows}
+    found = {"heads": times[len(whole) :][: len(heads)], "fc1": times[len(whole) + len(heads) :]}
+    parts = {group: np.maximum(0, np.subtract(found[group], found[group][0])) for group in PARTS}
+    if sum(part[-1] for part in parts.values()) <= 0 or times[len(smaller)] <= bare:
+        raise ValueError(
+            f"speedup, latency: the time of this encoder at {batch} x {length} tokens does not grow with its "
+            f"heads and rows ({times[len(smaller)] / 1e6:.2f} ms dense, {bare / 1e6:.2f} ms without any); "
+            "use longer batches, a quieter machine, or another target"
+        )
+    layer = [(time - bare) / count for time in times[: len(whole)]]
+    shares = [_share(parts, widths, each) for each in whole]
+    tables = {"rest_time": torch.tensor([round(bare)])}
+    for group, name in PARTS.items():
+        table = torch.full((dense.units[group] + 1,), -1, dtype=torch.int64)
+        table[widths[group]] = torch.as_tensor(_calibrated(parts, group, shares, layer)).round().long()
+        tables[name] = table
+    return tables
+
+
+def _share(
+    parts: Mapping[str, np.ndarray[Any, Any]], widths: Mapping[str, list[int]], kept: Sequence[int]
+) -> float:
+    """Time of a layer that keeps so many units of each part, over that of a dense one, as parts add up."""
+    times = [parts[group][widths[group].index(units)] for group, units in zip(PARTS, kept, strict=True)]
+    return float(sum(times) / sum(part[-1] for part in parts.values()))
+
+
+def _calibrated(
+    parts: Mapping[str, np.ndarray[Any, Any]], group: str, shares: Sequence[float], layer: Sequence[float]
+) -> np.ndarray[Any, Any]:
+    """Times of one part, so that layers of these shares take the times that whole encoders took.
+
+    What a small layer takes beside its products (calls, softmax) is in no difference of large ones.
+    """
+    part, full = parts[group], sum(each[-1] for each in parts.values())
+    true = np.maximum.accumulate([0.0, *(time / layer[-1] for time in layer)])
+    relative = np.interp(part / max(part[-1], 1e-9), [0.0, *shares], true)
+    return np.asarray(relative * (part[-1] / full) * layer[-1])
+
+
+def table_to_json(
+    tables: Mapping[str, Tensor], encoder: Encoder, about: Mapping[str, object]
+) -> dict[str, Any]:
+    """JSON form of a table of times; see :func:`read_table`.
+
+    Args:
+        tables: what :func:`measure_times` found.
+        encoder: that it is of.
+        about: engine, batch, length, threads.
+    """
+    times = {name: {str(i): int(t) for i, t in enumerate(table) if t >= 0} for name, table in tables.items()}
+    sizes = {group: encoder.dense.units[group] for group in PARTS}
+    return {"version": TABLE_VERSION, **about, "layers": len(encoder.layers), **sizes, "nanoseconds": times}
+
+
+def read_table(file: Path, state: PruningState, batch: int, length: int) -> dict[str, Tensor]:
+    """Read a table of times that was measured elsewhere.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no table, or one of other sizes or another shape.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"latency_table: expected a file, got {file}, where nothing is")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        wanted = {
+            "version": TABLE_VERSION,
+            "batch": batch,
+            "length": length,
+            "layers": len(state.base),
+            **{group: state.dense.units[group] for group in PARTS},
+        }
+        for name, value in wanted.items():
+            if data[name] != value:
+                raise ValueError(f"latency_table: expected {name} {value}, got {data[name]!r} in {file}")
+        found = {name: torch.full((size,), -1, dtype=torch.int64) for name, size in state.tables().items()}
+        for name, table in found.items():
+            for width, time in data["nanoseconds"][name].items():
+                table[int(width)] = int(time)
+    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
+        raise ValueError(f"latency_table: expected a table of times in {file}, got {error!r}") from error
+    if any(int(table[0]) < 0 or int(table[-1]) < 0 for table in found.values()):
+        raise ValueError(f"latency_table: expected times of no units and of all of them in {file}, got none")
+    return found
 
 
 def points(most: int, count: int) -> list[int]:

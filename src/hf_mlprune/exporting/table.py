@@ -1,0 +1,109 @@
+"""Tables of times for another engine, or another machine: ``python -m hf_mlprune.exporting.table MODEL``.
+
+A run with ``speedup=`` or ``latency=`` measures in torch on the machine that it trains on. For ONNX Runtime
+or OpenVINO, or for the machine that will serve, make a table there, and give it as ``latency_table=``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from ..costs import FFN_POINTS, measure_times, table_to_json
+from ..encoders import Encoder, inspect_encoder
+from ..files import write_json
+from ..timing import using_threads
+from . import export, source
+from .engine import check_installed
+
+#: Engines that a table can be measured in.
+NAMES = ("torch", "onnx", "openvino")
+
+
+def measure_table(
+    model: nn.Module, *, engine: str, batch: int, length: int, threads: int, ffn_points: int = FFN_POINTS
+) -> dict[str, Any]:
+    """Time the parts of an encoder in an engine on this machine.
+
+    Args:
+        model: an encoder of a known family, or a model of one; only its sizes matter.
+        engine: one of :data:`NAMES`.
+        batch: sequences, or images.
+        length: tokens of each.
+        threads: of the engine.
+        ffn_points: widths of the FFN to measure; widths between them are not landed on.
+
+    Returns:
+        JSON form, as ``latency_table=`` reads it from a file.
+
+    Raises:
+        ValueError: the engine is not known.
+        ImportError: it is not installed.
+    """
+    if engine not in NAMES:
+        raise ValueError(f"engine: expected one of {NAMES}, got {engine!r}")
+    encoder = inspect_encoder(model)
+    with using_threads(threads), tempfile.TemporaryDirectory() as folder:
+        make = None
+        if engine != "torch":
+            check_installed(export.ENGINES[engine].packages)
+            make = partial(_in_engine, encoder, engine, threads, Path(folder))
+        tables = measure_times(encoder, batch, length, make, ffn_points)
+    about = {"engine": engine, "batch": batch, "length": length, "threads": threads}
+    return table_to_json(tables, encoder, about)
+
+
+def _in_engine(
+    encoder: Encoder,
+    engine: str,
+    threads: int,
+    folder: Path,
+    network: nn.Module,
+    inputs: Mapping[str, Tensor],
+) -> Callable[[], object]:
+    """A thin encoder in an engine, as something to call."""
+    names = tuple(inputs)
+    thin: Any = network.float().cpu()
+    made = source.Source(thin, thin, encoder, names, None)
+    target = folder / str(len(list(folder.iterdir())))
+    target.mkdir()
+    export.ENGINES[engine].write(made, target)
+    run = export.ENGINES[engine].load(target, threads)
+    return lambda: run(dict(inputs))
+
+
+def main() -> None:
+    """Measure a table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="folder or hub name of a model of the family and sizes")
+    parser.add_argument("--engine", choices=NAMES, default="onnx")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--points", type=int, default=FFN_POINTS, help="widths of the FFN to measure")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    model = AutoModel.from_pretrained(args.model)
+    found = measure_table(
+        model,
+        engine=args.engine,
+        batch=args.batch,
+        length=args.length,
+        threads=args.threads,
+        ffn_points=args.points,
+    )
+    write_json(args.out, found)
+    Console().print(f"{args.out}: {args.engine}, {args.batch} x {args.length} tokens")
+
+
+if __name__ == "__main__":
+    main()
