@@ -121,6 +121,21 @@ def _ablated(group: Sequence[Line]) -> str:
     return f"{metric:.1f}, {loss:.3f} ({len(group)})"
 
 
+def targets_table(file: Path) -> str:
+    """Speedups that were asked for x engines and shapes: what was predicted and what was measured."""
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    body = [
+        [
+            f"{row['engine']}, {row['shape'].replace('x', ' x ')}",
+            *(f"{row[name]:.2f}x" for name in ("speedup", "predicted", "measured")),
+            f"{signed(100 * row['error'])} %",
+            f"{row['density']:.0%}".replace("%", " %"),
+        ]
+        for row in rows
+    ]
+    return markdown(["engine, tokens", "asked for", "predicted", "measured", "error", "weights"], body)
+
+
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table; numbers to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -131,6 +146,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     """Name of a marked part of a page -> what stands in it."""
     return {
         "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
+        "targets of MiniLM-L6": lambda: targets_table(RESULTS / "targets_MiniLM-L6.json"),
         "ablations": lambda: ablation_table(finished(RESULTS / "ablations.jsonl")),
     }
 
