@@ -175,7 +175,7 @@ def test_a_resumed_run_counts_by_the_times_it_began_with(tmp_path):
         ({"size": "0 MB"}, "size: expected a size such as"),
         ({"speedup": 2, "levels": ("blocks",)}, "levels: expected no 'blocks' with speedup="),
         ({"speedup": 2, "preset": "paper"}, "levels: expected no 'blocks' with speedup="),
-        ({"speedup": 2, "row_sites": ("fc2",)}, r"row_sites: expected \('fc1',\) with speedup="),
+        ({"speedup": 2, "row_sites": ("fc2",)}, r"row_sites: expected \('fc1',\) with a target of time"),
         ({"density": 0.2, "batch": 4}, "batch: has no effect here, it needs speedup= or latency="),
         (
             {"density": 0.2, "length": 4},

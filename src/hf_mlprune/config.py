@@ -6,14 +6,13 @@ import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
-from .budgets import BUDGETS
-from .budgets.bytes import parse_size
-from .budgets.time import TimeBudget, parse_time
-from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names
+from .budgets import BUDGETS, check_target
+from .budgets.time import TimeBudget
+from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names, split_settings
 from .values import check_choices, check_fraction, check_number
 
 LEVELS = ("heads", "rows", "blocks")
@@ -136,7 +135,7 @@ class PruningConfig:
         method = find_method(chosen) if isinstance(chosen, str) else chosen
         settings = {**settings, "method": name_of(method)}
         usual = {**method.defaults, **PRESETS[preset]}
-        own = cls._take_own(method, settings)
+        own, settings = split_settings(method, settings, cls.run_settings())
         given = method.Settings(**own)
         config = cls(
             density=density, preset=preset, method_settings=given, created=True, **{**usual, **settings}
@@ -145,34 +144,14 @@ class PruningConfig:
         return config
 
     @classmethod
-    def _take_own(cls, method: type[Method[Any]], settings: dict[str, Any]) -> dict[str, Any]:
-        """Take a method's own settings out of all; refuse what nobody knows."""
-        names = setting_names(method)
-        own = {name: settings.pop(name) for name in names if name in settings}
-        others = {
-            name: (other, field.default)
-            for other, each in METHODS.items()
-            for field in dataclasses.fields(each.Settings)
-            if each is not method and (name := field.name) not in names
-        }
-        for name in set(settings) - set(cls.run_settings()):
-            if name not in others:
-                known = sorted([*cls.run_settings(), *names])
-                raise ValueError(f"unknown pruning setting {name!r}; known are {known}")
-            other, default = others[name]
-            if settings.pop(name) != default:
-                raise ValueError(f"{name}: has no effect here, it needs the method {other!r}; leave it out")
-        return own
-
-    @classmethod
     def run_settings(cls) -> list[str]:
         """Names of the settings that do not belong to one method."""
         return [field.name for field in dataclasses.fields(cls) if field.name != "method_settings"]
 
     @classmethod
-    def all_settings(cls, methods: Iterable[type[Method[Any]]] = METHODS.values()) -> list[str]:
-        """Names of the settings of a run and of methods."""
-        return [*cls.run_settings(), *(name for method in methods for name in setting_names(method))]
+    def all_settings(cls) -> list[str]:
+        """Names of the settings of a run and of this package's methods."""
+        return [*cls.run_settings(), *(name for method in METHODS.values() for name in setting_names(method))]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningConfig:
@@ -243,36 +222,11 @@ class PruningConfig:
         self._check_method()
 
     def _check_target(self) -> None:
-        given = [name for name in BUDGETS if getattr(self, name) is not None]
-        if not given:
-            raise ValueError(
-                "density is missing: give the share of weights to keep, e.g. density=0.2, or another target: "
-                f"{', '.join(BUDGETS)}"
-            )
-        if len(given) > 1:
-            raise ValueError(f"expected one target, got {', '.join(given)}; leave out all but one")
-        (name,) = given
-        for fraction in {"density", "multiply_adds"} & {name}:
-            check_fraction(fraction, getattr(self, fraction), zero=False)
-        if self.speedup is not None:
-            check_number("speedup", self.speedup, above=1)
-        if self.latency is not None:
-            parse_time(self.latency)
-        if self.size is not None:
-            parse_size(self.size)
+        check_target(vars(self))
         for setting in ("batch", "length", "threads"):
             value = getattr(self, setting)
             if not (setting == "threads" and value is None) and (type(value) is not int or value < 1):
                 raise ValueError(f"{setting}: expected a whole number from 1 up, got {value!r}")
-        if name != "density" and self.blocks:
-            raise ValueError(
-                f"levels: expected no 'blocks' with {name}=, got {self.levels}; blocks need density="
-            )
-        if BUDGETS[name] is TimeBudget and "rows" in self.levels and set(self.row_sites) - {"fc1"}:
-            raise ValueError(
-                f"row_sites: expected ('fc1',) with {name}=, got {self.row_sites}: the table of times has no "
-                "entry for rows that are written back to the residual"
-            )
 
     def _check_method(self) -> None:
         method = find_method(self.method)

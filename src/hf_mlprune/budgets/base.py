@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class Budget(ABC):
         total: cost of the pruned layers, dense.
     """
 
+    #: Whether it counts blocks.
+    has_blocks: ClassVar[bool] = False
     #: Unit of the cost, for people.
     unit: str
     #: What stands in the way of a smaller cost, for people.
@@ -60,6 +62,15 @@ class Budget(ABC):
         self.dense_layer = float(self.layer_costs(full))
         self.total = self.dense_layer * sizes.pruned
         self.rest += self.dense_layer * (sizes.layers - sizes.pruned)
+
+    @classmethod
+    @abstractmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse a target out of its range, and settings that do not go with it.
+
+        Raises:
+            ValueError: says what was expected.
+        """
 
     @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -29,6 +31,11 @@ class BytesBudget(Budget):
 
     unit = "bytes"
     obstacle = "embeddings and all else that is not pruned"
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """See :meth:`Budget.check`."""
+        parse_size(settings["size"])
 
     @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from ..modeling.layout import GROUPS
+from ..values import check_fraction
 from .base import Budget
 
 
@@ -18,6 +22,11 @@ class MultiplyAddsBudget(Budget):
 
     unit = "multiply-adds"
     obstacle = "layers that are not pruned"
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """See :meth:`Budget.check`."""
+        check_fraction("multiply_adds", settings["multiply_adds"], zero=False)
 
     def layer_costs(self, widths: Tensor) -> Tensor:
         """Of the linears, one for each weight and token, and of the attention."""

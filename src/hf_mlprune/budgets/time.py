@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..modeling.layout import GROUPS, DenseLayer
+from ..values import check_number
 from .base import Budget
 
 #: Group of units -> table of the nanoseconds of its part of a layer, by kept units.
@@ -35,6 +37,19 @@ class TimeBudget(Budget):
 
     unit = "ms"
     obstacle = "embeddings, layer norms and residuals, which do not shrink"
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """See :meth:`Budget.check`."""
+        if settings["speedup"] is not None:
+            check_number("speedup", settings["speedup"], above=1)
+        else:
+            parse_time(settings["latency"])
+        if "rows" in settings["levels"] and set(settings["row_sites"]) - {"fc1"}:
+            raise ValueError(
+                f"row_sites: expected ('fc1',) with a target of time, got {settings['row_sites']}: the table "
+                "of times has no entry for rows that are written back to the residual"
+            )
 
     @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..modeling.layout import GROUPS
 from ..modeling.structure import grid_shape
+from ..values import check_fraction
 from .base import Budget
 
 #: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
@@ -23,6 +25,12 @@ class WeightBudget(Budget):
 
     unit = "weights"
     obstacle = "what is always kept"
+    has_blocks = True
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """See :meth:`Budget.check`."""
+        check_fraction("density", settings["density"], zero=False)
 
     def layer_costs(self, widths: Tensor) -> Tensor:
         """See :meth:`DenseLayer.weights`."""

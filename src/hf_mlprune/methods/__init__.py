@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base import Method, MethodSettings
@@ -80,4 +81,45 @@ def setting_names(method: type[Method[Any]]) -> list[str]:
     return [field.name for field in dataclasses.fields(method.Settings)]
 
 
-__all__ = ["METHODS", "Method", "MethodSettings", "Ranking", "find_method", "name_of", "setting_names"]
+def split_settings(
+    method: type[Method[Any]], settings: Mapping[str, Any], of_runs: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split settings into a method's own and those of the run.
+
+    Settings of other methods are left out if they are what they are anyway, as files of earlier versions have
+    them.
+
+    Raises:
+        ValueError: nobody knows a setting, or it belongs to another method.
+    """
+    names = setting_names(method)
+    others = {
+        field.name: (name, field.default)
+        for name, each in METHODS.items()
+        for field in dataclasses.fields(each.Settings)
+    }
+    own, run = {}, {}
+    for name, value in settings.items():
+        if name in names:
+            own[name] = value
+        elif name in of_runs:
+            run[name] = value
+        elif name not in others:
+            raise ValueError(f"unknown pruning setting {name!r}; known are {sorted([*of_runs, *names])}")
+        elif value != others[name][1]:
+            raise ValueError(
+                f"{name}: has no effect here, it needs the method {others[name][0]!r}; leave it out"
+            )
+    return own, run
+
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodSettings",
+    "Ranking",
+    "find_method",
+    "name_of",
+    "setting_names",
+    "split_settings",
+]
