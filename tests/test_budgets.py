@@ -265,7 +265,7 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
     # Of this tiny model much does not shrink: times are set so that a speedup of 2 can be reached.
     data["nanoseconds"] = {
         "rest_time": {"0": 1000},
-        "attention_time": {"0": 0, "1": 4000},
+        "attention_time": {"0": 0, "1": 400},
         "ffn_time": {str(width): 16 * width for width in range(0, 257, 16)},
     }
     file.with_name("mine.json").write_text(json.dumps(data))

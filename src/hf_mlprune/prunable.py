@@ -13,7 +13,7 @@ from .budgets import BUDGETS
 from .config import PruningConfig
 from .encoders import Encoder, inspect_encoder
 from .families import FAMILIES, find_encoders
-from .methods import find_method, setting_names
+from .methods import known_method, setting_names
 from .modeling.checkpoint import keep_present_names
 from .modeling.family import Family, Head, damaged_fields, share_conversions
 from .modeling.fields import check_config
@@ -27,8 +27,9 @@ from .state import STATE_NAME, PruningState, insert_masks
 def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the settings of a pruning run out of keyword arguments."""
     names = set(PruningConfig.all_settings())
-    if isinstance(method := kwargs.get("method"), str | type):
-        names |= set(setting_names(find_method(method) if isinstance(method, str) else method))
+    # Of a class of the user's own. A field of a stored config may have this name, too, and any value.
+    if (method := known_method(kwargs.get("method"))) is not None:
+        names |= set(setting_names(method))
     return {name: kwargs.pop(name) for name in names & set(kwargs)}
 
 

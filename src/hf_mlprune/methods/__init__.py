@@ -54,7 +54,7 @@ def find_method(name: str) -> type[Method[Any]]:
     Raises:
         ValueError: there is none; says what there is.
     """
-    found = METHODS.get(name) or _find_class(name)
+    found = known_method(name)
     if found is None:
         if "." in name:
             raise ValueError(
@@ -68,6 +68,13 @@ def find_method(name: str) -> type[Method[Any]]:
             "see docs/method.md"
         )
     return found
+
+
+def known_method(method: Any) -> type[Method[Any]] | None:
+    """A class of the user's own as it is, or the method of a name; ``None`` if there is none."""
+    if isinstance(method, str):
+        return METHODS.get(method) or _find_class(method)
+    return method if isinstance(method, type) and issubclass(method, Method) else None
 
 
 def _find_class(name: str) -> type[Method[Any]] | None:
@@ -119,6 +126,7 @@ __all__ = [
     "MethodSettings",
     "Ranking",
     "find_method",
+    "known_method",
     "name_of",
     "setting_names",
     "split_settings",
