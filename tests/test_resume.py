@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from hf_mlprune import PruningCallback, PruningConfig, attach
 from hf_mlprune.config import LEVELS
 from hf_mlprune.schedule import make_schedule
+from hf_mlprune.trainer.resuming import check_resumed
 from support.methods import SETTINGS
 from support.models import make_model
 from support.processes import run_forked
@@ -273,3 +274,17 @@ def test_resuming_from_the_final_folder_says_that_the_run_is_over(settings, star
     again = make_trainer(tmp_path / "run", model, PruningCallback(density=0.3, **settings))
     with pytest.raises(ValueError, match="resume: the checkpoint is a pruned model, so its run is over"):
         again.train(resume_from_checkpoint=str(tmp_path / "final"))
+
+
+def test_a_run_begun_by_a_version_that_wrote_other_settings_goes_on():
+    """Earlier versions wrote the settings of all methods, and not those that came later."""
+    now = PruningCallback(0.3).state()
+    earlier = {
+        name: value for name, value in now["args"].items() if name not in ("speedup", "recovery_dropout")
+    }
+    stored = {**now, "args": {**earlier, "lambda_max": 20000.0, "threshold_init": 10.0}}
+    stored["attributes"] = {**now["attributes"], "planned_steps": 24}
+    check_resumed(stored, now, 24)
+    stored["args"]["density"] = 0.4
+    with pytest.raises(ValueError, match=r"expected density=0\.4 as in the interrupted run, got 0\.3"):
+        check_resumed(stored, now, 24)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import zipfile
@@ -12,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..config import PruningConfig
 from ..modeling.checkpoint import stored_tensors
 
 logger = logging.getLogger(__name__)
@@ -126,8 +128,12 @@ def check_resumed(stored: Any, now: dict[str, Any], max_steps: int) -> None:
     """
     if not isinstance(stored, dict) or "args" not in stored:
         raise ValueError("the checkpoint is not of a pruning run: start the run anew from its weights")
-    for name in sorted((set(stored["args"]) | set(now["args"])) - {"teacher"}):
-        before, after = stored["args"].get(name), now["args"].get(name)
+    earlier = {name: value for name, value in stored["args"].items() if name != "teacher"}
+    # An earlier version may have written settings of other methods, or none that came later.
+    with contextlib.suppress(ValueError):
+        earlier = PruningConfig.from_dict(earlier).to_dict()
+    for name in sorted((set(earlier) | set(now["args"])) - {"teacher"}):
+        before, after = earlier.get(name), now["args"].get(name)
         if before != after:
             raise ValueError(f"resume: expected {name}={before!r} as in the interrupted run, got {after!r}")
     steps = stored["attributes"]["planned_steps"]
