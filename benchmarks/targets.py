@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +20,7 @@ from transformers import AutoConfig, AutoModel
 from common import write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.encoders import inspect_encoder, random_batch, stock_encoder
-from hf_mlprune.exporting.export import ENGINES
-from hf_mlprune.exporting.source import Source
-from hf_mlprune.exporting.table import NAMES, measure_table
+from hf_mlprune.exporting.table import NAMES, in_engine, measure_table
 from hf_mlprune.run import predicted_speedup
 from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave
@@ -61,16 +57,6 @@ def pruned_to(source: str, speedup: float, batch: int, length: int, table: Path)
     return model.eval(), predicted
 
 
-def runner(model: Any, engine: str, inputs: dict[str, torch.Tensor], folder: Path) -> Callable[[], object]:
-    """A model in an engine, as something to call."""
-    if engine == "torch":
-        return partial(model, **inputs)
-    folder.mkdir()
-    ENGINES[engine].write(Source(model, model, inspect_encoder(model), tuple(inputs), None), folder)
-    run = ENGINES[engine].load(folder, torch.get_num_threads())
-    return partial(run, inputs)
-
-
 def main() -> None:
     """Measure all targets, one table for each shape and engine."""
     args = parse_arguments()
@@ -94,7 +80,13 @@ def main() -> None:
                     if engine == "torch":
                         inputs.pop("attention_mask")
                     pair = [stock_encoder(encoder).eval(), model]
-                    calls = [runner(each, engine, inputs, Path(work) / str(i)) for i, each in enumerate(pair)]
+                    folder = Path(work) / "engine"
+                    folder.mkdir()
+                    make = partial(in_engine, encoder, engine, torch.get_num_threads(), folder)
+                    if engine == "torch":
+                        calls = [partial(each, **inputs) for each in pair]
+                    else:
+                        calls = [make(each, inputs) for each in pair]
                     with torch.inference_mode():
                         measured = interleave(calls, rounds=40, budget_seconds=60).ratios[1]
                 rows.append(

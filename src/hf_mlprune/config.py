@@ -13,7 +13,7 @@ from typing import Any
 from .budgets import BUDGETS, check_target
 from .budgets.time import TimeBudget
 from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names, split_settings
-from .values import check_choices, check_fraction, check_number
+from .values import check_choices, check_fraction, check_number, check_whole_number
 
 LEVELS = ("heads", "rows", "blocks")
 #: Levels whose units are whole modules of a layer.
@@ -225,8 +225,8 @@ class PruningConfig:
         check_target(vars(self))
         for setting in ("batch", "length", "threads"):
             value = getattr(self, setting)
-            if not (setting == "threads" and value is None) and (type(value) is not int or value < 1):
-                raise ValueError(f"{setting}: expected a whole number from 1 up, got {value!r}")
+            if not (setting == "threads" and value is None):
+                check_whole_number(setting, value, at_least=1)
 
     def _check_method(self) -> None:
         method = find_method(self.method)
@@ -258,9 +258,7 @@ class PruningConfig:
         if self.recovery_dropout is not None:
             check_fraction("recovery_dropout", self.recovery_dropout)
         for name, least in (("minimum_units", 0), ("stall_steps", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name}: expected a whole number from {least} up, got {value!r}")
+            check_whole_number(name, getattr(self, name), at_least=least)
 
     def _check_effect(self, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
         """Refuse settings of a level that is not used, unless they are what they are anyway."""

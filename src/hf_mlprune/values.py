@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 
-def check_number(name: str, value: Any, *, at_least: float | None = None, above: float | None = None) -> None:
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
     """Refuse what is not a finite number of a range."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value):
@@ -15,6 +24,28 @@ def check_number(name: str, value: Any, *, at_least: float | None = None, above:
         raise ValueError(f"{name}: expected at least {at_least}, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name}: expected more than {above}, got {value}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name}: expected less than {below}, got {value}")
+
+
+def check_whole_number(name: str, value: Any, *, at_least: int) -> None:
+    """Refuse what is not a whole number from a least one up."""
+    if type(value) is not int or value < at_least:
+        raise ValueError(f"{name}: expected a whole number from {at_least} up, got {value!r}")
+
+
+def parse_quantity(text: Any, units: Mapping[str, float], expected: str) -> float:
+    """A number above 0 times the unit behind it, of ``"30 MB"``.
+
+    Args:
+        text: what was given.
+        units: unit -> what one of it is.
+        expected: for the error.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(\S+)\s*", text) if isinstance(text, str) else None
+    if match is None or match[2] not in units or not float(match[1]):
+        raise ValueError(f"{expected}, got {text!r}")
+    return float(match[1]) * units[match[2]]
 
 
 def check_fraction(name: str, value: Any, *, zero: bool = True) -> None:

@@ -35,6 +35,11 @@ class Sizes:
     measured: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def by_group(widths: Tensor) -> dict[str, Tensor]:
+    """Widths ``(layers, groups)`` as one tensor per group."""
+    return dict(zip(GROUPS, widths.unbind(-1), strict=True))
+
+
 class Budget(ABC):
     """What layers cost, and the most that the pruned ones may.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..modeling.layout import GROUPS, DenseLayer
-from .base import Budget
+from ..modeling.layout import DenseLayer
+from ..values import parse_quantity
+from .base import Budget, by_group
 
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -20,10 +20,7 @@ def parse_size(text: str) -> float:
     Raises:
         ValueError: it is no size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text) if isinstance(text, str) else None
-    if match is None or match[2] not in UNITS or not float(match[1]):
-        raise ValueError(f"size: expected a size such as '30 MB' ({', '.join(UNITS)}), got {text!r}")
-    return float(match[1]) * UNITS[match[2]]
+    return parse_quantity(text, UNITS, f"size: expected a size such as '30 MB' ({', '.join(UNITS)})")
 
 
 class BytesBudget(Budget):
@@ -48,11 +45,11 @@ class BytesBudget(Budget):
 
     def layer_costs(self, widths: Tensor) -> Tensor:
         """Bytes of weights and biases of the prunable linears."""
-        dense, by_group = self.sizes.dense, dict(zip(GROUPS, widths.unbind(-1), strict=True))
-        weights = dense.weights(by_group)
+        dense, kept = self.sizes.dense, by_group(widths)
+        weights = dense.weights(kept)
         if self.sizes.has_biases:
             for name in dense.layout.matrices:
-                weights = weights + dense.shape(name, by_group)[0]
+                weights = weights + dense.shape(name, kept)[0]
         return weights * self.sizes.weight_bytes
 
     def wanted(self) -> float:

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..modeling.layout import GROUPS
 from ..values import check_fraction
-from .base import Budget
+from .base import Budget, by_group
 
 
 def attention_multiply_adds(width: int, batch: int, length: int) -> int:
@@ -31,9 +30,9 @@ class MultiplyAddsBudget(Budget):
     def layer_costs(self, widths: Tensor) -> Tensor:
         """Of the linears, one for each weight and token, and of the attention."""
         dense, length = self.sizes.dense, int(self.settings["length"])
-        by_group = dict(zip(GROUPS, widths.unbind(-1), strict=True))
+        kept = by_group(widths)
         attention = attention_multiply_adds(1, 1, length) * dense.span("heads")
-        return dense.weights(by_group) * length + by_group["heads"] * attention
+        return dense.weights(kept) * length + kept["heads"] * attention
 
     def wanted(self) -> float:
         """See :meth:`Budget.wanted`."""

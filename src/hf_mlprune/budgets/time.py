@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.layout import GROUPS, DenseLayer
-from ..values import check_number
+from ..values import check_number, parse_quantity
 from .base import Budget
 
 #: Group of units -> table of the nanoseconds of its part of a layer, by kept units.
@@ -26,10 +25,7 @@ def parse_time(text: str) -> float:
     Raises:
         ValueError: it is no time.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(\S+)\s*", text) if isinstance(text, str) else None
-    if match is None or match[2] not in UNITS or not float(match[1]):
-        raise ValueError(f"latency: expected a time such as '12 ms' (us, ms, s), got {text!r}")
-    return float(match[1]) * UNITS[match[2]]
+    return parse_quantity(text, UNITS, "latency: expected a time such as '12 ms' (us, ms, s)")
 
 
 class TimeBudget(Budget):

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.layout import GROUPS
 from ..modeling.structure import grid_shape
 from ..values import check_fraction
-from .base import Budget
+from .base import Budget, by_group
 
 #: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
 #: block-sparse one computes 16 rows at once.
@@ -34,7 +33,7 @@ class WeightBudget(Budget):
 
     def layer_costs(self, widths: Tensor) -> Tensor:
         """See :meth:`DenseLayer.weights`."""
-        return self.sizes.dense.weights(dict(zip(GROUPS, widths.unbind(-1), strict=True)))
+        return self.sizes.dense.weights(by_group(widths))
 
     def wanted(self) -> float:
         """See :meth:`Budget.wanted`."""

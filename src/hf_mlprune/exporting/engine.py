@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +74,3 @@ def flat_outputs(outputs: Mapping[str, Any]) -> Outputs:
         elif isinstance(value, (tuple, list)):
             found |= {f"{name}.{i}": part.numpy() for i, part in enumerate(value) if isinstance(part, Tensor)}
     return found
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """So many threads of torch, and then as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

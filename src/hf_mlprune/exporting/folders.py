@@ -9,7 +9,8 @@ from pathlib import Path
 import transformers
 
 from ..encoders import inspect_encoder
-from .engine import Engine, Layers, Outputs, Runner, reference, torch_threads
+from ..timing import using_threads
+from .engine import Engine, Layers, Outputs, Runner, reference
 from .source import Inputs, Source
 from .stock import stock_model
 
@@ -31,7 +32,7 @@ def load_folder(folder: Path, threads: int) -> Runner:
     call = reference(Source(model, model, inspect_encoder(model), (), None))
 
     def run(inputs: Inputs) -> Outputs:
-        with torch_threads(threads):
+        with using_threads(threads):
             return call(inputs)
 
     return run

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from ..reports.latency import device_name
-from ..timing import interleave
-from .engine import Runner, torch_threads
+from ..timing import interleave, using_threads
+from .engine import Runner
 from .source import Source
 
 
@@ -67,7 +67,7 @@ def measure(
         budget_seconds: per size; no new round is begun after this long.
     """
     found = []
-    with torch_threads(threads):
+    with using_threads(threads):
         for rows, length in sizes:
             inputs = source.batch(rows, length)
             if "attention_mask" in inputs:

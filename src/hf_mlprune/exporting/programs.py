@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Engine, Layers, Outputs, Runner, flat_outputs, torch_threads
+from ..timing import using_threads
+from .engine import Engine, Layers, Outputs, Runner, flat_outputs
 from .onnx import dynamic_shapes, stock_config
 from .source import Inputs, Source
 
@@ -57,7 +58,7 @@ def load_package(folder: Path, threads: int) -> Runner:
 
 def _runner(call: Any, threads: int) -> Runner:
     def run(inputs: Inputs) -> Outputs:
-        with torch.inference_mode(), torch_threads(threads):
+        with torch.inference_mode(), using_threads(threads):
             return flat_outputs(call(**inputs))
 
     return run

@@ -56,13 +56,13 @@ def measure_table(
         make = None
         if engine != "torch":
             check_installed(export.ENGINES[engine].packages)
-            make = partial(_in_engine, encoder, engine, threads, Path(folder))
+            make = partial(in_engine, encoder, engine, threads, Path(folder))
         tables = measure_times(encoder, batch, length, make, ffn_points)
     about = {"engine": engine, "batch": batch, "length": length, "threads": threads}
     return table_to_json(tables, encoder, about)
 
 
-def _in_engine(
+def in_engine(
     encoder: Encoder,
     engine: str,
     threads: int,

@@ -24,9 +24,7 @@ class FisherSettings(MethodSettings):
 
     def check(self) -> None:
         """See :meth:`MethodSettings.check`."""
-        check_number("importance_decay", self.importance_decay, at_least=0)
-        if self.importance_decay >= 1:
-            raise ValueError(f"importance_decay: expected less than 1, got {self.importance_decay}")
+        check_number("importance_decay", self.importance_decay, at_least=0, below=1)
 
 
 class FisherRanking(Ranking[FisherSettings]):

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..gates import Gate
 from ..schedule import Phase
 from ..stage import Owned, Stage
-from ..values import check_number
+from ..values import check_number, check_whole_number
 from .base import MethodSettings, Pressure, Progress
-from .ranking import Ranking
+from .ranking import SquaredWeights
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,10 @@ class GroupLassoSettings(MethodSettings):
         """See :meth:`MethodSettings.check`."""
         for name in ("lasso_weight", "lasso_epsilon"):
             check_number(name, getattr(self, name), above=0)
-        if type(self.lasso_refreshes) is not int or self.lasso_refreshes < 1:
-            raise ValueError(
-                f"lasso_refreshes: expected a whole number from 1 up, got {self.lasso_refreshes!r}"
-            )
+        check_whole_number("lasso_refreshes", self.lasso_refreshes, at_least=1)
 
 
-class GroupLasso(Ranking[GroupLassoSettings]):
+class GroupLasso(SquaredWeights[GroupLassoSettings]):
     """Shrink whole groups of weights, then prune those that became smallest, then train what is left.
 
     ``min L(W) + λ Σ_g p_g γ_g r_g`` with ``r_g = ‖W_g‖₂ / √p_g``, ``p_g`` the weights of group g and
@@ -61,24 +58,21 @@ class GroupLasso(Ranking[GroupLassoSettings]):
         super().reset(gate)
         gate.get_buffer("gamma").zero_()
 
-    def score(self, stage: Stage, gradients: list[Tensor]) -> None:
-        """``S <- ‖W_g‖²``; gradients of masks take no part."""
-        for gate, norms, active in zip(stage.gates, stage.squared_norms(), stage.active, strict=True):
-            gate.scores[:active] = norms
-
     def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
         """Add the gradient of the penalty to that of the weights."""
         self.score(stage, gradients)
         if progress.phase is Phase.WARMUP:
             return Pressure(1.0)
         owned, weight = stage.owned(), self.settings.lasso_weight
-        means = root_mean_squares(stage, owned)
         value = 0.0
-        for gate, active, mean, matrices in zip(stage.gates, stage.active, means, owned, strict=True):
+        for gate, active, matrices in zip(stage.gates, stage.active, owned, strict=True):
+            sizes = group_sizes(matrices)
+            mean = (gate.scores[:active] / sizes.clamp(min=1)).sqrt()
             gamma = gate.get_buffer("gamma")[:active]
             if self._is_due(gamma, progress):
                 gamma.copy_(1 / (mean + self.settings.lasso_epsilon))
-            value += add_penalty_gradient(matrices, mean, weight * gamma)
+            value += float((weight * gamma * sizes * mean).sum())
+            add_penalty_gradient(matrices, mean, weight * gamma)
         return Pressure(target, weight, value)
 
     def _is_due(self, gamma: Tensor, progress: Progress) -> bool:
@@ -99,25 +93,12 @@ def group_sizes(owned: Sequence[Owned]) -> Tensor:
 
 
 @torch.no_grad()
-def root_mean_squares(stage: Stage, owned: Sequence[Sequence[Owned]]) -> list[Tensor]:
-    """``r_g = ‖W_g‖₂ / √p_g`` per gate, ``(active units,)``."""
-    return [
-        (norms / group_sizes(matrices).clamp(min=1)).sqrt()
-        for norms, matrices in zip(stage.squared_norms(), owned, strict=True)
-    ]
-
-
-@torch.no_grad()
-def add_penalty_gradient(owned: Sequence[Owned], means: Tensor, weights: Tensor) -> float:
+def add_penalty_gradient(owned: Sequence[Owned], means: Tensor, weights: Tensor) -> None:
     """Add ``d(Σ_g weights_g · p_g · r_g)/dW = weights_g · w / r_g`` to the gradient of each matrix.
 
     A group that is all 0 is at the minimum: its gradient is 0. Frozen matrices are left alone.
-
-    Returns:
-        The penalty.
     """
     pull = torch.where(means > 0, weights / means.clamp(min=1e-12), 0.0)
     for each in owned:
         if each.weight.grad is not None:
             each.weight.grad.add_(each.spread(pull).to(each.weight.dtype) * each.weight)
-    return float((weights * group_sizes(owned) * means).sum())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..stage import Stage
+from ..values import check_whole_number
 from .base import MethodSettings
 from .ranking import Ranking
 
@@ -24,8 +25,7 @@ class RandomSettings(MethodSettings):
 
     def check(self) -> None:
         """See :meth:`MethodSettings.check`."""
-        if type(self.draw) is not int or self.draw < 0:
-            raise ValueError(f"draw: expected a whole number from 0 up, got {self.draw!r}")
+        check_whole_number("draw", self.draw, at_least=0)
 
 
 class RandomRanking(Ranking[RandomSettings]):

@@ -44,6 +44,15 @@ class Ranking(Method[S]):
         ]
 
 
+class SquaredWeights(Ranking[S]):
+    """A ranking by the squared weights that a unit owns."""
+
+    def score(self, stage: Stage, gradients: list[Tensor]) -> None:
+        """``S <- Σ w²`` over the weights that a unit owns; gradients take no part."""
+        for gate, norms, active in zip(stage.gates, stage.squared_norms(), stage.active, strict=True):
+            gate.scores[:active] = norms
+
+
 def _target(target: float, progress: Progress) -> float:
     if progress.phase is Phase.WARMUP:
         return 1.0

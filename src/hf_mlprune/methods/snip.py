@@ -45,10 +45,8 @@ class IdentityPriorSettings(MethodSettings):
     def check(self) -> None:
         """See :meth:`MethodSettings.check`."""
         check_number("identity_weight", self.identity_weight, at_least=0)
-        for name in ("norm_decay", "spectral_share"):
-            check_number(name, getattr(self, name), at_least=0)
-        if self.norm_decay >= 1:
-            raise ValueError(f"norm_decay: expected less than 1, got {self.norm_decay}")
+        check_number("norm_decay", self.norm_decay, at_least=0, below=1)
+        check_number("spectral_share", self.spectral_share, at_least=0)
         if self.spectral_share > 1:
             raise ValueError(f"spectral_share: expected at most 1, got {self.spectral_share}")
 

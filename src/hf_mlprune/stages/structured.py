@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..budgets.base import by_group
 from ..modeling.layout import GROUPS
 from ..stage import Counter, Owned, Stage
 from ..state import PruningState
@@ -132,7 +133,7 @@ class StructuredStage(Stage):
     def weights(self) -> int:
         """See :meth:`Stage.weights`."""
         widths = self.widths_of([int(gate.keep.sum()) for gate in self.gates])
-        return int(self.state.dense.weights(dict(zip(GROUPS, widths.unbind(-1), strict=True))).sum())
+        return int(self.state.dense.weights(by_group(widths)).sum())
 
     def owned(self) -> list[list[Owned]]:
         """See :meth:`Stage.owned`: of a head in query, key, value and O, say."""
