@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from hf_mlprune import PruningCallback, PruningConfig, attach
 from hf_mlprune.config import LEVELS
-from hf_mlprune.schedule import make_schedule
+from hf_mlprune.schedule import make_schedules
 from hf_mlprune.trainer.resuming import check_resumed
 from support.methods import SETTINGS
 from support.models import make_model
@@ -38,14 +38,19 @@ class Kill(TrainerCallback):
 RUNS = {
     "default": SETTINGS["fisher"],
     "paper": {**SETTINGS["mlpruning"], "preset": "paper"},
+    "targets": {"targets": [0.7, 0.3]},
     **{
         name: {**row, "method": name} for name, row in SETTINGS.items() if name not in ("fisher", "mlpruning")
     },
 }
 
 
+def steps_of(name: str) -> int:
+    return 24 * len(RUNS[name].get("targets", [1]))
+
+
 def train_and_save(folder: Path, name: str, kill: int, resume: bool) -> None:
-    """Trains 24 steps with a checkpoint after each; `kill` of 0 is never reached."""
+    """Trains some steps with a checkpoint after each; `kill` of 0 is never reached."""
     torch.set_num_threads(1)
     teacher = str(folder.parent / "teacher")
     callback = PruningCallback(0.3, teacher=teacher, **RUNS[name])
@@ -54,6 +59,7 @@ def train_and_save(folder: Path, name: str, kill: int, resume: bool) -> None:
         make_model(hidden_dropout_prob=0.1),
         callback,
         callbacks=[Kill(kill)],
+        max_steps=steps_of(name),
         save_strategy="steps",
         save_steps=1,
         save_total_limit=2,
@@ -78,7 +84,12 @@ def straight(request, tmp_path_factory) -> tuple[str, Path]:
 
 def phase_steps(name: str) -> list[int]:
     """A step inside each phase, and one at each boundary; of methods that share a preset, one each."""
-    plan = make_schedule(PruningConfig.create(0.3, **RUNS[name]), 24)
+    first, *others = make_schedules(PruningConfig.create(0.3, **RUNS[name]), steps_of(name))
+    if others:
+        (last,) = others
+        edge, half = last.start, (last.start + last.blocks_end) // 2
+        return [first.blocks_end + 1, edge - 1, edge, edge + 1, half, last.blocks_end]
+    plan = first
     edges = [plan.structured_end, plan.blocks_end]
     if name not in ("default", "paper"):
         return [edges[0] - 2, (edges[0] + edges[1]) // 2]
@@ -101,6 +112,9 @@ def test_a_run_killed_in_each_phase_ends_as_if_it_had_not_been(straight, tmp_pat
         for key, tensor in expected.items():
             assert torch.equal(found[key], tensor), (kill, key)
         assert json.loads((folder / "final" / "config.json").read_text())["structure"] == structure
+        for other in (reference / "run").glob("density-*/model.safetensors"):
+            same = load_file(folder / other.relative_to(reference / "run"))
+            assert all(torch.equal(same[key], tensor) for key, tensor in load_file(other).items())
 
 
 def interrupted(tmp_path, callback, *, stop=12, **changes):

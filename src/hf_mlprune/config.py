@@ -54,6 +54,9 @@ class PruningConfig:
         size: most bytes of the model's file, as ``"30 MB"``; embeddings and the model's dtype count.
         multiply_adds: multiply-adds of the encoder / those of the dense one, for a sequence of ``length``, in
             ``(0, 1]``.
+        targets: several values of the target, from that of the largest model to that of the smallest, whose
+            models one run gives one after the other; densities, if no target is named. The target is
+            the last of them. Not with blocks.
         batch: sequences, or images, of the forward pass that speedup and latency are of.
         length: tokens of each; images have their own.
         threads: torch threads of that pass; ``None`` for as many as torch has.
@@ -97,6 +100,7 @@ class PruningConfig:
     latency: str | None = None
     size: str | None = None
     multiply_adds: float | None = None
+    targets: tuple[Any, ...] = ()
     batch: int = 1
     length: int = 128
     threads: int | None = None
@@ -131,6 +135,10 @@ class PruningConfig:
         """
         if preset not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}")
+        targets = settings.get("targets")
+        named = density is not None or any(settings.get(name) is not None for name in BUDGETS)
+        if isinstance(targets, (list, tuple)) and targets and not named:
+            density = targets[-1]
         chosen = settings.get("method", PRESETS[preset].get("method", cls.method))
         method = find_method(chosen) if isinstance(chosen, str) else chosen
         settings = {**settings, "method": name_of(method)}
@@ -179,9 +187,9 @@ class PruningConfig:
             object.__setattr__(self, "encoder", (self.encoder,))
         if isinstance(self.latency_table, os.PathLike):
             object.__setattr__(self, "latency_table", os.fspath(self.latency_table))
-        for name in ("levels", "row_sites", "block_shape", "exclude", "encoder"):
+        for name in ("levels", "row_sites", "block_shape", "exclude", "encoder", "targets"):
             value = getattr(self, name)
-            if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            if not isinstance(value, (list, tuple)):
                 raise ValueError(f"{name}: expected a list, got {value!r}")
             object.__setattr__(self, name, tuple(value))
         self._check_target()
@@ -262,7 +270,11 @@ class PruningConfig:
 
     def _check_effect(self, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
         """Refuse settings of a level that is not used, unless they are what they are anyway."""
-        target = self.target[0]
+        target, value = self.target
+        if self.targets and value != self.targets[-1]:
+            raise ValueError(
+                f"{target}: expected the last of targets={list(self.targets)}, or none, got {value!r}"
+            )
         timed = BUDGETS[target] is TimeBudget
         for needed, is_met, names in (
             ("the level 'blocks'", self.blocks, ("structured_density", "block_shape")),
@@ -279,6 +291,12 @@ class PruningConfig:
     def target(self) -> tuple[str, Any]:
         """Name and value of the target."""
         return next((name, value) for name in BUDGETS if (value := getattr(self, name)) is not None)
+
+    def with_target(self, index: int) -> PruningConfig:
+        """The settings with another of several targets; as they are, if there is one."""
+        if not self.targets:
+            return self
+        return dataclasses.replace(self, created=True, **{self.target[0]: self.targets[index]})
 
     @property
     def goal(self) -> str:

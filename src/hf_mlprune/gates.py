@@ -22,11 +22,14 @@ class Gate(nn.Module):
         size: heads or rows that one unit is.
         keep: bool ``(units,)``; 1 = stays.
         scores: fp32 ``(units,)``; the importance of a unit. Meaning and scale are the method's.
+        candidates: bool ``(units,)``; units that may stay, where a run has several targets: those that the
+            target before left.
         mask: leaf tensor equal to ``keep``, fp32 ``(units,)``; its gradient is dL/dM.
     """
 
     keep: Tensor
     scores: Tensor
+    candidates: Tensor | None
 
     def __init__(self, units: int, device: torch.device, size: int = 1) -> None:
         super().__init__()
@@ -34,6 +37,7 @@ class Gate(nn.Module):
         self.register_buffer("keep", torch.ones(units, dtype=torch.bool, device=device))
         # Of float32 whatever the model is: steps of scores and thresholds vanish in bfloat16.
         self.register_buffer("scores", torch.zeros(units, dtype=torch.float32, device=device))
+        self.register_buffer("candidates", None)
         self.mask: Tensor | None = None
         self._units: tuple[Tensor, int, Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
@@ -50,7 +54,10 @@ class Gate(nn.Module):
 
     def set_keep(self, keep: Tensor) -> None:
         """Set the mask of the leading units; those behind them (see block gates) stay kept."""
-        self.keep[: len(keep)] = keep.to(self.keep.device)
+        keep = keep.to(self.keep.device)
+        if self.candidates is not None:
+            keep = keep & self.candidates[: len(keep)]
+        self.keep[: len(keep)] = keep
         self.refresh()
 
     def refresh(self) -> None:

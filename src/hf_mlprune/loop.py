@@ -16,7 +16,7 @@ from torch import nn
 from .costs import measure_costs
 from .editing import edited
 from .run import begin, current_run, learn, move
-from .schedule import make_schedule
+from .schedule import make_schedules
 from .state import is_attached, pruning_states
 
 
@@ -37,12 +37,12 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
         raise ValueError(
             f"start: expected whole numbers with 0 <= step <= max_steps, got {step!r}, {max_steps!r}"
         )
-    schedule = make_schedule(states[0].config, max_steps)
+    schedules = make_schedules(states[0].config, max_steps)
     with edited(model):
         if step == 0:
             measure_costs(model, states)
         for state in states:
-            begin(state, schedule, step)
+            begin(state, schedules, step)
 
 
 def collect(model: nn.Module) -> None:
@@ -72,6 +72,23 @@ def advance(model: nn.Module, step: int) -> None:
     """
     for state in pruning_states(model):
         move(state, step)
+
+
+def finished_target(model: nn.Module, step: int) -> int | None:
+    """Index of the target that a model is at, right before `advance` goes on to the next one.
+
+    That is the time to keep a copy: ``copy = deepcopy(model); shrink(copy)``. The model of the last target is
+    the one that the run ends with.
+
+    Args:
+        model: a model with masks.
+        step: completed optimizer steps, as for :func:`advance`.
+
+    Returns:
+        ``None`` at all other steps.
+    """
+    run = current_run(pruning_states(model)[0])
+    return run.index if run.ends_at(step) else None
 
 
 def is_running(model: nn.Module) -> bool:

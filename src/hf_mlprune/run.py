@@ -27,11 +27,13 @@ class Run:
     """What one `start` sets up; rebuilt from the model's buffers when a run is resumed.
 
     Attributes:
-        schedule: phase boundaries.
+        schedules: phase boundaries, for each target.
+        index: of the present target.
         method: how importance is learned.
         step: completed optimizer steps.
         phase: present phase.
         target: density at the end of the present stage.
+        origin: that of the target before; 1 for the first.
         stage: gates that learn now, or ``None`` once all masks are final.
         pressure: the method's last density target, λ and penalty.
         density: present density.
@@ -40,10 +42,12 @@ class Run:
         collected: whether this step's mask gradients were learned from.
     """
 
-    schedule: Schedule
+    schedules: tuple[Schedule, ...]
+    index: int
     method: Method[Any]
     phase: Phase
     target: float
+    origin: float
     stage: Stage | None
     pressure: Pressure
     density: float
@@ -51,6 +55,29 @@ class Run:
     step: int
     stall_reported: bool = False
     collected: bool = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """Phase boundaries of the present target."""
+        return self.schedules[self.index]
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether something was removed for good, for the present target or one before."""
+        return self.phase is Phase.FINAL or self.index > 0
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether all masks are final, and those of the last target."""
+        return self.phase is Phase.FINAL and self.index + 1 == len(self.schedules)
+
+    def ends_at(self, step: int) -> bool:
+        """Whether the model after so many steps is that of a target that others follow."""
+        return step == self.schedule.end and self.index + 1 < len(self.schedules)
+
+    def progress(self) -> Progress:
+        """Where the run is, for the method."""
+        return Progress(self.step, self.phase, self.schedule, self.origin)
 
 
 def current_run(state: PruningState) -> Run:
@@ -70,15 +97,18 @@ def reset_state(state: PruningState) -> None:
     method = state.config.make_method()
     for gate in state.all_gates():
         method.reset(gate)
+        if gate.candidates is not None:
+            gate.candidates.fill_(True)
     state.landed.zero_()
 
 
-def begin(state: PruningState, schedule: Schedule, step: int) -> None:
+def begin(state: PruningState, schedules: tuple[Schedule, ...], step: int) -> None:
     """Set up the run of one encoder; see :func:`~hf_mlprune.loop.start`."""
     config = state.config
     if step == 0:
         reset_state(state)
-    phase = schedule.phase(step)
+    index = next((i for i, each in enumerate(schedules) if step < each.end), len(schedules) - 1)
+    phase = schedules[index].phase(step)
     expected = max(0, phase - Phase.STRUCTURED)
     if not config.structured:
         expected = max(expected, 1)
@@ -86,12 +116,14 @@ def begin(state: PruningState, schedule: Schedule, step: int) -> None:
     landed = int(state.landed)
     if landed != expected:
         raise ValueError(
-            f"after {step} of {schedule.max_steps} steps {expected} of 2 pruning stages should be final, but "
+            f"after {step} of {schedules[-1].end} steps {expected} of 2 pruning stages should be final, but "
             f"the model's masks say {landed}: resume with the same number of steps and phase "
             "fractions as before, and start a new run from a dense or pruned model"
         )
     density = state.density()
-    state.run = Run(schedule, config.make_method(), phase, 1.0, None, Pressure(1.0), density, step, step)
+    state.run = Run(
+        schedules, index, config.make_method(), phase, 1.0, 1.0, None, Pressure(1.0), density, step, step
+    )
     _enter(state, state.run, phase)
     if step == 0:
         check_reachable(state)
@@ -108,8 +140,7 @@ def learn(state: PruningState) -> None:
             f"method {state.config.method!r}: no training pass has left inputs of the pruned matrices; call "
             "the model in training mode between `start` and `collect`"
         )
-    progress = Progress(run.step, run.phase, run.schedule)
-    run.pressure = run.method.learn(run.stage, gradients, run.target, progress)
+    run.pressure = run.method.learn(run.stage, gradients, run.target, run.progress())
     run.collected = True
     for linear in state.linears:
         linear.inputs = None
@@ -125,10 +156,12 @@ def move(state: PruningState, step: int) -> None:
             "advance: the masks have learned nothing in this step; call `collect(model)` after "
             "`loss.backward()` and before the optimizer's step"
         )
+    if run.ends_at(step):
+        _go_on(state, run)
     run.step, run.collected = step, False
     phase = run.schedule.phase(step)
     if run.stage is not None:
-        run.method.after_update(run.stage, Progress(step, run.phase, run.schedule))
+        run.method.after_update(run.stage, run.progress())
     if phase >= Phase.BLOCKS and not state.structured_is_final:
         _land(state, run, Phase.STRUCTURED)
     if phase >= Phase.FINAL and not state.is_final:
@@ -136,18 +169,31 @@ def move(state: PruningState, step: int) -> None:
     if phase is not run.phase:
         _enter(state, run, phase)
     elif run.stage is not None and phase is not Phase.WARMUP:
-        progress = Progress(step, phase, run.schedule)
-        masks = run.method.select(run.stage, run.target, progress)
-        _set_masks(run.stage, masks)
+        _set_masks(run.stage, run.method.select(run.stage, run.target, run.progress()))
     if run.stage is not None:
         _watch(state, run, step)
 
 
-def _target(state: PruningState, phase: Phase) -> float:
-    """Share of the dense cost, of weights the density, at the end of the stage that learns in a phase."""
-    config = state.config
+def _go_on(state: PruningState, run: Run) -> None:
+    """Take up the next target, which keeps units of the present one only."""
+    for gate in state.all_gates():
+        assert gate.candidates is not None
+        gate.candidates.copy_(gate.keep)
+    state.landed.fill_(0)
+    run.index += 1
+
+
+def _target(state: PruningState, phase: Phase, index: int = -1) -> float:
+    """Share of the dense cost, of weights the density, at the end of the stage that learns in a phase.
+
+    Args:
+        state: of an encoder.
+        phase: of the run.
+        index: of the target, where there are several.
+    """
+    config = state.config.with_target(index)
     if config.density is None:
-        return state.budget().share()
+        return state.budget(config).share()
     if not config.structured or phase > Phase.STRUCTURED:
         return config.density
     if config.structured_density is not None or not config.blocks:
@@ -174,7 +220,8 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     if phase > Phase.STRUCTURED:
         compute_kept(state)
     run.phase = phase
-    run.target = _target(state, phase)
+    run.target = _target(state, phase, run.index)
+    run.origin = _target(state, phase, run.index - 1) if run.index else 1.0
     run.stage = _stage(state, phase)
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():
@@ -195,13 +242,13 @@ def _land(state: PruningState, run: Run, phase: Phase) -> None:
     if wanted:
         stage = _stage(state, phase)
         assert stage is not None
-        target = _target(state, phase)
+        target = _target(state, phase, run.index)
         _set_masks(stage, stage.fit(run.method.priorities(stage), target, final=True))
     state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
 
 
 def is_within_target(state: PruningState) -> bool:
-    """Whether the masks as they are meet the target of the run."""
+    """Whether the masks as they are meet the target of the run, of several the last."""
     density = state.config.density
     if density is not None:
         return state.density() <= density + 1e-9
@@ -227,11 +274,12 @@ def check_reachable(state: PruningState) -> None:
         ValueError: says what the most or the least is.
     """
     stage, density = _stage(state, Phase.WARMUP), state.density()
-    name, value = state.config.target
+    first = state.config.with_target(0)
+    name, value = first.target
     assert stage is not None
     unit = max((float(costs.max()) for costs in stage.costs if len(costs)), default=0.0) / stage.total
     own = stage.kept_share() if isinstance(stage, StructuredStage) else density
-    wanted = state.config.density if state.config.density is not None else state.budget().share()
+    wanted = first.density if first.density is not None else state.budget(first).share()
     if wanted > own + unit + 1e-9:
         if name == "density":
             raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {wanted}")

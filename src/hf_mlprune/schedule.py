@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from typing import Protocol
 
 MINIMUM_STEPS = 20
@@ -20,19 +22,21 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phase boundaries of one run, in optimizer steps.
+    """Phase boundaries on the way to one target, in optimizer steps of the run.
 
     Attributes:
         warmup_end: first step that prunes heads and rows.
         structured_end: first step with final head and row masks.
         blocks_end: first step with all masks final.
-        max_steps: steps of the run.
+        end: first step after it.
+        start: its first step: 0, or the end of the target before.
     """
 
     warmup_end: int
     structured_end: int
     blocks_end: int
-    max_steps: int
+    end: int
+    start: int = 0
 
     def phase(self, step: int) -> Phase:
         """The phase after ``step`` completed optimizer steps."""
@@ -40,7 +44,7 @@ class Schedule:
 
     def bounds(self, phase: Phase) -> tuple[int, int]:
         """First step of a phase, and the first step after it."""
-        edges = (0, self.warmup_end, self.structured_end, self.blocks_end, self.max_steps)
+        edges = (self.start, self.warmup_end, self.structured_end, self.blocks_end, self.end)
         return edges[phase], edges[phase + 1]
 
 
@@ -67,18 +71,41 @@ class PhaseShares(Protocol):
     def blocks(self) -> bool:
         """Whether blocks are pruned."""
 
+    @property
+    def targets(self) -> Sequence[object]:
+        """Targets of the run, if there are several."""
 
-def make_schedule(config: PhaseShares, max_steps: int) -> Schedule:
-    """Lay the phases over a run; every phase that prunes has at least one step.
+
+def make_schedules(config: PhaseShares, max_steps: int) -> tuple[Schedule, ...]:
+    """Lay the phases over a run, once for each of its targets.
+
+    Behind the warm-up every target has as many steps: first those that prune, then those with its final
+    masks, in the proportion that a run with one target has.
 
     Raises:
-        ValueError: the run is shorter than 20 steps.
+        ValueError: there are less than 20 steps for a target.
     """
-    if max_steps < MINIMUM_STEPS:
+    count = max(1, len(config.targets))
+    if max_steps < MINIMUM_STEPS * count:
+        each = f" for each of {count} targets, {MINIMUM_STEPS * count} in all" if count > 1 else ""
         raise ValueError(
-            f"max_steps: expected at least {MINIMUM_STEPS} optimizer steps to prune in, got "
+            f"max_steps: expected at least {MINIMUM_STEPS} optimizer steps to prune in{each}, got "
             f"{max_steps}; train longer, or accumulate fewer batches per step"
         )
+    if count == 1:
+        return (make_schedule(config, max_steps),)
+    warmup = round(config.warmup_fraction * max_steps)
+    share = (config.structured_fraction + config.block_fraction) / (1 - config.warmup_fraction)
+    edges = [warmup + round(i * (max_steps - warmup) / count) for i in range(count + 1)]
+    schedules: list[Schedule] = []
+    for first, after in pairwise(edges):
+        final = min(first + max(1, round(share * (after - first))), after - 1)
+        schedules.append(Schedule(first, final, final, after, start=first if schedules else 0))
+    return tuple(schedules)
+
+
+def make_schedule(config: PhaseShares, max_steps: int) -> Schedule:
+    """Lay the phases over a run with one target; every phase that prunes has at least one step."""
     structured, blocks = config.structured_fraction, config.block_fraction
     if not config.blocks:
         structured, blocks = structured + blocks, 0.0
@@ -93,10 +120,10 @@ def make_schedule(config: PhaseShares, max_steps: int) -> Schedule:
     return Schedule(max(0, structured_end - structured_steps), structured_end, blocks_end, max_steps)
 
 
-def cubic_target(target: float, step: int, start: int, end: int) -> float:
-    """Density on a cubic path from 1 at ``start`` to ``target`` at ``end``.
+def cubic_target(target: float, step: int, start: int, end: int, origin: float = 1.0) -> float:
+    """Density on a cubic path from ``origin`` at ``start`` to ``target`` at ``end``.
 
-    ``t + (1 - t) (1 - p)^3`` with ``p = (step - start) / (end - start)``.
+    ``t + (o - t) (1 - p)^3`` with ``p = (step - start) / (end - start)``.
     """
     progress = min(1.0, max(0.0, (step - start) / max(1, end - start)))
-    return float(target + (1 - target) * (1 - progress) ** 3)
+    return float(target + (origin - target) * (1 - progress) ** 3)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from .attaching import swap_class
 from .calls import Call
@@ -25,6 +24,7 @@ from .resizing import plan, replace
 from .state import pruning_states
 
 Batch = Mapping[str, Any]
+ModelType = TypeVar("ModelType", bound=nn.Module)
 
 
 class ShrinkError(RuntimeError):
@@ -113,15 +113,15 @@ class _RehearsedError(Exception):
     """Has a rehearsed shrink taken back."""
 
 
-def shrunk_copy(model: PreTrainedModel, batches: Sequence[Batch | Call] = ()) -> PreTrainedModel:
-    """A shrunk copy of a model with masks, in evaluation mode; the model stays as it is.
+def shrunk_copy(model: ModelType, batches: Sequence[Batch | Call] = ()) -> tuple[ModelType, ShrinkReport]:
+    """A shrunk copy of a model with masks, in evaluation mode, and what was done; the model stays as it is.
 
     Hooks are copied with the model: take out those that hold other models first. Args and errors are
     those of :func:`shrink`.
     """
     copy = deepcopy(model)
-    shrink(copy, batches)
-    return copy.eval()
+    done = shrink(copy, batches)
+    return copy.eval(), done
 
 
 def _shrink(model: nn.Module, batches: Sequence[Batch | Call]) -> ShrinkReport:

@@ -41,6 +41,8 @@ class Stage(ABC):
     Attributes:
         gates: in a fixed order; all tensors over gates and units below follow it.
         active: units of each gate that take part; the leading ones.
+        candidates: per gate, which of these may stay, bool ``(active units,)``; the others went with the
+            target before.
         costs: per gate, what each unit frees if it alone goes, ``(active units,)``.
         minimum: units that each gate keeps whatever their importance.
         total: cost of the dense layers in the budget of the run; the denominator of a share. Of weights, all
@@ -50,6 +52,7 @@ class Stage(ABC):
 
     gates: list[Gate]
     active: list[int]
+    candidates: list[Tensor]
     costs: list[Tensor]
     minimum: int
     total: float
@@ -103,15 +106,14 @@ class Stage(ABC):
             ValueError: the units that every gate keeps cost more.
         """
         order, counter = self._rank(priorities)
-        least = sum(min(self.minimum, active) for active in self.active)
-        limit = self.limit(share)
+        least, limit = self._least_units(), self.limit(share)
         if counter.cost(least) > limit:
             raise ValueError(self.unreachable(share, counter.cost(least) / self.total))
         prefix = _bisect(counter, least, len(order), limit)
         chosen = order[:prefix]
         if final:
             chosen = torch.cat([chosen, order[counter.fill(prefix, limit)]])
-        keep = torch.zeros(len(order), dtype=torch.bool)
+        keep = torch.zeros(sum(self.active), dtype=torch.bool)
         keep[chosen] = True
         return list(torch.split(keep, self.active))
 
@@ -130,20 +132,30 @@ class Stage(ABC):
     def least_share(self) -> float:
         """Share of what is always kept."""
         _, counter = self._rank([torch.zeros(active) for active in self.active])
-        return counter.cost(sum(min(self.minimum, active) for active in self.active)) / self.total
+        return counter.cost(self._least_units()) / self.total
+
+    def available(self) -> list[int]:
+        """Units of each gate that may stay."""
+        return [int(candidates.sum()) for candidates in self.candidates]
+
+    def _least_units(self) -> int:
+        return sum(min(self.minimum, available) for available in self.available())
 
     def _rank(self, priorities: Sequence[Tensor]) -> tuple[Tensor, Counter]:
-        """Units of all gates by falling priority, those that are always kept first, and what they cost."""
-        flat = torch.cat([self._with_minimum(values) for values in priorities])
+        """Candidates of all gates by falling priority, those always kept first, and what they cost."""
+        flat = torch.cat(
+            [self._with_minimum(*each) for each in zip(priorities, self.candidates, strict=True)]
+        )
         order = flat.argsort(descending=True, stable=True)
+        order = order[torch.cat(self.candidates)[order]]
         gate_of = torch.repeat_interleave(torch.arange(len(self.active)), torch.tensor(self.active))
         unit_of = torch.cat([torch.arange(active) for active in self.active])
         return order, self._counter(gate_of[order], unit_of[order])
 
-    def _with_minimum(self, values: Tensor) -> Tensor:
+    def _with_minimum(self, values: Tensor, candidates: Tensor) -> Tensor:
         values = values.detach().double().cpu().clone()
-        top = values.argsort(descending=True, stable=True)[: self.minimum]
-        values[top] = torch.inf
+        order = values.argsort(descending=True, stable=True)
+        values[order[candidates[order]][: self.minimum]] = torch.inf
         return values
 
 

@@ -47,6 +47,9 @@ class PruningState(nn.Module):
         self.layers = nn.ModuleList(
             _make_gates(config, layer, encoder.dense, index, device) for index, layer in enumerate(self.base)
         )
+        if config.targets:
+            for gate in self.all_gates():
+                gate.candidates = torch.ones_like(gate.keep)
         # A tuple, as they are no submodules of the state.
         self.modules_of: tuple[tuple[nn.Module, dict[str, MaskedLinear]], ...] = ()
         # What `loop.start` and the callback at work set up; never saved.
@@ -84,8 +87,11 @@ class PruningState(nn.Module):
         """Names and lengths of the buffers with measured costs; see :mod:`hf_mlprune.costs`."""
         return BUDGETS[self.config.target[0]].tables(self.dense)
 
-    def budget(self) -> Budget:
+    def budget(self, config: PruningConfig | None = None) -> Budget:
         """What masks cost in this run.
+
+        Args:
+            config: settings with the target; of the run, that is of its last target, if ``None``.
 
         Raises:
             ValueError: the costs are not measured yet.
@@ -104,7 +110,7 @@ class PruningState(nn.Module):
             linear.bias is not None,
             measured,
         )
-        return BUDGETS[self.config.target[0]](sizes, vars(self.config))
+        return BUDGETS[self.config.target[0]](sizes, vars(config or self.config))
 
     @property
     def structured_is_final(self) -> bool:

@@ -35,7 +35,7 @@ class Watch(TrainerCallback):
 
 
 def main(folder: str, settings: str, taught: str, rows: str) -> None:
-    """Train 24 steps of so many rows per process, and export."""
+    """Train 24 steps, or 48 where there are two targets, of so many rows per process, and export."""
     sys.addaudithook(note_writing)
     watch = Watch()
     dtype = torch.bfloat16 if taught == "bfloat16" else torch.float64
@@ -43,7 +43,8 @@ def main(folder: str, settings: str, taught: str, rows: str) -> None:
     trainer = Trainer(
         model=make_model().to(dtype),
         args=training_arguments(
-            Path(folder) / "run", per_device_train_batch_size=int(rows), lr_scheduler_type="constant",
+            Path(folder) / "run", max_steps=48 if "targets" in settings else 24,
+            per_device_train_batch_size=int(rows), lr_scheduler_type="constant",
             use_cpu=True, save_strategy="steps", save_steps=12,
         ),
         train_dataset=make_dataset(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from .base import Budget, Sizes
@@ -40,7 +41,25 @@ def check_target(settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"levels: expected no 'blocks' with {name}=, got {settings['levels']}; blocks need density="
         )
-    BUDGETS[name].check(settings)
+    for value in settings["targets"] or [settings[name]]:
+        BUDGETS[name].check({**settings, name: value})
+    _check_several(settings, name)
+
+
+def _check_several(settings: Mapping[str, Any], name: str) -> None:
+    targets = settings["targets"]
+    if not targets:
+        return
+    if "blocks" in settings["levels"]:
+        raise ValueError(f"levels: expected no 'blocks' with several targets, got {settings['levels']}")
+    sizes = [BUDGETS[name].leaves({**settings, name: value}) for value in targets]
+    if len(sizes) < 2 or any(after >= before for before, after in pairwise(sizes)):
+        raise ValueError(
+            "targets: expected several, from the one that leaves most to the one that leaves least, "
+            f"got {targets}"
+        )
+    if settings[name] not in targets:
+        raise ValueError(f"{name}: expected one of targets={targets}, got {settings[name]!r}")
 
 
 __all__ = ["BUDGETS", "Budget", "Sizes", "check_target"]

@@ -78,6 +78,11 @@ class Budget(ABC):
         """
 
     @classmethod
+    @abstractmethod
+    def leaves(cls, settings: Mapping[str, Any]) -> float:
+        """A number that grows with what a target leaves of a model; it compares targets of one kind."""
+
+    @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:
         """Names and lengths of the tables that must be measured."""
         return {}

@@ -35,6 +35,11 @@ class BytesBudget(Budget):
         parse_size(settings["size"])
 
     @classmethod
+    def leaves(cls, settings: Mapping[str, Any]) -> float:
+        """See :meth:`Budget.leaves`."""
+        return parse_size(settings["size"])
+
+    @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:
         """Bytes of all that is not a prunable linear."""
         return {"other_bytes": 1}

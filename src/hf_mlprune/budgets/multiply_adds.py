@@ -27,6 +27,11 @@ class MultiplyAddsBudget(Budget):
         """See :meth:`Budget.check`."""
         check_fraction("multiply_adds", settings["multiply_adds"], zero=False)
 
+    @classmethod
+    def leaves(cls, settings: Mapping[str, Any]) -> float:
+        """See :meth:`Budget.leaves`."""
+        return float(settings["multiply_adds"])
+
     def layer_costs(self, widths: Tensor) -> Tensor:
         """Of the linears, one for each weight and token, and of the attention."""
         dense, length = self.sizes.dense, int(self.settings["length"])

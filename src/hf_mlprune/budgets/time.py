@@ -48,6 +48,11 @@ class TimeBudget(Budget):
             )
 
     @classmethod
+    def leaves(cls, settings: Mapping[str, Any]) -> float:
+        """See :meth:`Budget.leaves`."""
+        return parse_time(settings["latency"]) if settings["speedup"] is None else -float(settings["speedup"])
+
+    @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:
         """Nanoseconds by kept units, and those of all else."""
         return {**{name: dense.units[group] + 1 for group, name in PARTS.items()}, "rest_time": 1}

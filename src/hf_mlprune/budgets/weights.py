@@ -31,6 +31,11 @@ class WeightBudget(Budget):
         """See :meth:`Budget.check`."""
         check_fraction("density", settings["density"], zero=False)
 
+    @classmethod
+    def leaves(cls, settings: Mapping[str, Any]) -> float:
+        """See :meth:`Budget.leaves`."""
+        return float(settings["density"])
+
     def layer_costs(self, widths: Tensor) -> Tensor:
         """See :meth:`DenseLayer.weights`."""
         return self.sizes.dense.weights(by_group(widths))

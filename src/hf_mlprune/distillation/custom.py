@@ -47,7 +47,7 @@ class Distillation:
         states = pruning_states(model)
         if all(state.structured_is_final and not state.is_final for state in states):
             self._distiller.remove()
-            self._distiller.teacher = load_teacher(shrunk_copy(model), model, config)
+            self._distiller.teacher = load_teacher(shrunk_copy(model)[0], model, config)
             self._distiller.install()
             self._taught_by_step1 = True
 

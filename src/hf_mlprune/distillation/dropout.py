@@ -8,12 +8,13 @@ from torch import nn
 
 from ..encoders import Encoder
 from ..run import current_run
-from ..schedule import Phase
 from ..state import is_attached, pruning_states
 
 
 class RecoveryDropout:
     """Gives the encoders of a student another probability of dropout once all its masks are final.
+
+    Of a run with several targets, those of the first.
 
     What is left of a model has little to overfit with, and a teacher says more than labels do; noise then
     costs more than it brings.
@@ -32,9 +33,7 @@ class RecoveryDropout:
     def update(self) -> None:
         """Call before each pass of training."""
         # Asked for anew each time: masks become final between two passes.
-        if self._states and all(
-            state.run and current_run(state).phase is Phase.FINAL for state in self._states
-        ):
+        if self._states and all(state.run and current_run(state).is_recovering for state in self._states):
             for module, name, _ in self._own:
                 setattr(module, name, self._probability)
 

@@ -16,11 +16,19 @@ from ..stage import Stage
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: ``step`` optimizer steps are completed, in ``phase`` of ``schedule``."""
+    """Where a run is.
+
+    Attributes:
+        step: completed optimizer steps.
+        phase: present phase.
+        schedule: of the present target.
+        origin: share of the cost that was left as the schedule began: 1, or the target before.
+    """
 
     step: int
     phase: Phase
     schedule: Schedule
+    origin: float = 1.0
 
     @property
     def share(self) -> float:

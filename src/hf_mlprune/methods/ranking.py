@@ -57,4 +57,4 @@ def _target(target: float, progress: Progress) -> float:
     if progress.phase is Phase.WARMUP:
         return 1.0
     start, end = progress.schedule.bounds(progress.phase)
-    return cubic_target(target, progress.step, start, end)
+    return cubic_target(target, progress.step, start, end, progress.origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -218,12 +219,13 @@ def _embedding_parameters(encoder: Encoder) -> int:
     return sum(p.numel() for p in embeddings.parameters())
 
 
-def print_end(found: Report, settings: PruningConfig) -> None:
+def print_end(found: Report, settings: PruningConfig, saved: Path | None = None) -> None:
     """Print, to standard error, what a run has left.
 
     Args:
         found: on the pruned model.
         settings: of the run.
+        saved: where the model was written, if it was.
     """
     landed = f"landed at density {found.density_of_pruned_layers:.4f} (target {settings.goal})"
     if settings.exclude:
@@ -234,7 +236,8 @@ def print_end(found: Report, settings: PruningConfig) -> None:
     console.print(found.table())
     multiplied = [f"block-sparse layers: {count} {how}" for how, count in found.multiplied.items()]
     predicted = [f"predicted {found.predicted_speedup:.2f}x"] if found.predicted_speedup else []
-    for line in (*multiplied, *predicted, *found.latency_lines(), landed):
+    folder = [f"saved in {saved}"] if saved is not None else []
+    for line in (*multiplied, *predicted, *found.latency_lines(), landed, *folder):
         console.print(line)
 
 

@@ -25,6 +25,7 @@ class BlockStage(Stage):
         shape = state.config.block_shape
         self.costs = [block_weights(linear.kept_shape(), shape).flatten().double() for _, linear in linears]
         self.active = [len(costs) for costs in self.costs]
+        self.candidates = [torch.ones(active, dtype=torch.bool) for active in self.active]
         self.matrix_weights = sum(float(costs.sum()) for costs in self.costs)
         # A matrix may lose all its blocks: its rows stay and emit their biases.
         self.minimum = 0

@@ -30,6 +30,10 @@ class StructuredStage(Stage):
         ]
         self.gates = [state.gates(self.layers[position])[group] for position, group in self.groups]
         self.active = [gate.units for gate in self.gates]
+        self.candidates = [
+            torch.ones(gate.units, dtype=torch.bool) if gate.candidates is None else gate.candidates.cpu()
+            for gate in self.gates
+        ]
         self.minimum = state.config.minimum_units
         self.budget = state.budget()
         self.total, self.all_weights = self.budget.total, state.total_weights()
@@ -65,11 +69,12 @@ class StructuredStage(Stage):
         One site takes the rest of a budget of weights, so that it is met to one unit all the same.
         """
         keep = super().fit(priorities, share, final=final)
+        available = self.available()
         pays = {
             index: widths
             for index, (_, group) in enumerate(self.groups)
             if self.gates[index].size == 1
-            and (widths := self.budget.widths_that_pay(group, self.active[index])) is not None
+            and (widths := self.budget.widths_that_pay(group, available[index])) is not None
         }
         if not final or not pays:
             return keep
@@ -83,23 +88,28 @@ class StructuredStage(Stage):
         priorities: Sequence[Tensor],
         limit: float,
     ) -> list[Tensor]:
-        grouped = list(pays)
+        grouped, available = list(pays), self.available()
         for index in grouped:
             below = pays[index][bisect.bisect_right(pays[index], counts[index]) - 1]
             counts[index] = max(below, min(self.minimum, counts[index]))
-        ranked = [self._with_minimum(values).sort(descending=True, stable=True) for values in priorities]
+        ranked = []
+        for values, candidates in zip(priorities, self.candidates, strict=True):
+            values = self._with_minimum(values, candidates)
+            order = values.argsort(descending=True, stable=True)
+            order = order[candidates[order]]
+            ranked.append((values[order], order))
 
         def grow(index: int, units: int) -> bool:
             """Keep so many more units of a gate, if they are there and fit."""
             counts[index] += units
-            if counts[index] <= self.active[index] and self.cost_of(counts) <= limit:
+            if counts[index] <= available[index] and self.cost_of(counts) <= limit:
                 return True
             counts[index] -= units
             return False
 
         def by_next_priority(among: Sequence[int]) -> list[int]:
-            left = [index for index in among if counts[index] < self.active[index]]
-            return sorted(left, key=lambda index: -float(ranked[index].values[counts[index]]))
+            left = [index for index in among if counts[index] < available[index]]
+            return sorted(left, key=lambda index: -float(ranked[index][0][counts[index]]))
 
         def to_next_group(index: int) -> int:
             widths = pays[index]
@@ -112,8 +122,8 @@ class StructuredStage(Stage):
             while grow(index, 1):
                 pass
         masks = [torch.zeros(active, dtype=torch.bool) for active in self.active]
-        for mask, order, count in zip(masks, ranked, counts, strict=True):
-            mask[order.indices[:count]] = True
+        for mask, (_, order), count in zip(masks, ranked, counts, strict=True):
+            mask[order[:count]] = True
         return masks
 
     def widths_of(self, counts: Sequence[int] | Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from transformers.trainer_callback import ExportableState
 from ..budgets import BUDGETS
 from ..config import PruningConfig
 from ..files import write_json
-from ..loop import advance, collect, figures, is_running, start
+from ..loop import advance, collect, figures, finished_target, is_running, start
 from ..modeling.pretrained import REPORT_FILE
 from ..reports.report import print_end, report
-from ..run import is_within_target, predicted_speedup
+from ..run import current_run, is_within_target, predicted_speedup
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
@@ -39,6 +39,7 @@ from .session import (
     rescue,
     use_evaluation_weights,
 )
+from .targets import check_folders, write_target
 
 
 class PruningCallback(TrainerCallback, ExportableState):
@@ -51,8 +52,9 @@ class PruningCallback(TrainerCallback, ExportableState):
 
     Args:
         density: share of the encoder's weights to keep, in ``(0, 1]``. For another target, ``speedup=3``,
-            ``latency="12 ms"``, ``size="30 MB"`` or ``multiply_adds=0.25``. All may be left out if the model
-            has masks already (``attach``, or a ``PrunableBertFor...``).
+            ``latency="12 ms"``, ``size="30 MB"`` or ``multiply_adds=0.25``; for several models from one
+            run ``targets=[0.5, 0.35, 0.2]``. All may be left out if the model has masks already
+            (``attach``, or a ``PrunableBertFor...``).
         teacher: a module that is called as the model is, or the folder or hub name of a model of its
             class, fine-tuned on the same labels.
         settings: any other setting of :class:`~hf_mlprune.config.PruningConfig`, by name.
@@ -68,7 +70,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         teacher: str | os.PathLike[str] | nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        targeted = density is not None or not BUDGETS.keys().isdisjoint(settings)
+        targeted = density is not None or not {*BUDGETS, "targets"}.isdisjoint(settings)
         if settings and not targeted:
             raise ValueError(f"density is missing, but {sorted(settings)} are given")
         if teacher is not None and not isinstance(teacher, (str, os.PathLike, nn.Module)):
@@ -146,6 +148,8 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "`model_init`, or pass the callback to the Trainer"
             )
         session = self._prepare(model)
+        if state.is_world_process_zero:
+            check_folders(Path(args.output_dir), pruning_states(model)[0].config)
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step:
             check_resumed(stored, self.state(), state.max_steps)
@@ -171,12 +175,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         model: nn.Module,
         **kwargs: Any,
     ) -> None:
-        """Forget the best metric and checkpoint of a model that was not yet pruned.
+        """Forget the best metric and checkpoint of a model that was not yet pruned, to the last target.
 
         So no checkpoint of it can be the best one at the end, and early stopping, which compares with
         the best metric, counts nothing until all masks are final.
         """
-        if not all(pruning.is_final for pruning in pruning_states(model)):
+        if not all(current_run(pruning).is_pruned for pruning in pruning_states(model)):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_pre_optimizer_step(
@@ -202,13 +206,21 @@ class PruningCallback(TrainerCallback, ExportableState):
         *,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Set the masks for the next step; after the first, rehearse the export."""
+        """Set the masks for the next step; after the first, rehearse the export.
+
+        The model of a target that others follow is written before.
+        """
         pruning = pruning_states(model)[0]
         session = self._at_work()
         session.rehearse()
         before = pruning.structured_is_final
+        finished = finished_target(model, state.global_step)
+        if finished is not None and state.is_world_process_zero:
+            use_evaluation_weights(optimizer)
+            write_target(session, finished, args, state, processing_class)
         advance(model, state.global_step)
         if control.should_training_stop:
             use_evaluation_weights(optimizer)

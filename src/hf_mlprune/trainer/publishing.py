@@ -80,6 +80,12 @@ class Publisher:
         self.report = report
         self._make(model, report, args, state)
 
+    def describe(
+        self, model: nn.Module, report: Report, args: TrainingArguments, state: TrainerState
+    ) -> None:
+        """Make the card of a model that the run does not end with."""
+        note(model, report, self._facts(model, args, state))
+
     def evaluated(
         self,
         model: nn.Module,

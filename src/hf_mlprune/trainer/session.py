@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,21 @@ class Session:
     def teach_by_step1(self, output_dir: Path, *, write: bool) -> None:
         """Go on with the model as it is after heads and rows as teacher, and write it for a resumed run."""
         assert self.distiller is not None
+        assert isinstance(self.model, PreTrainedModel)
+        with self.without_hooks():
+            copy, _ = shrunk_copy(self.model, list(self.calls.values()))
+            if write:
+                write_folder(output_dir / STEP1_TEACHER, copy.save_pretrained)
+            self.distiller.teacher = load_teacher(copy, self.model, pruning_states(self.model)[0].config)
+
+    @contextmanager
+    def without_hooks(self) -> Iterator[None]:
+        """Take all hooks out for a while, in which the model can be copied."""
         self.close()
-        copy = shrunk_copy(self.model, list(self.calls.values()))
-        if write:
-            write_folder(output_dir / STEP1_TEACHER, copy.save_pretrained)
-        self.distiller.teacher = load_teacher(copy, self.model, pruning_states(self.model)[0].config)
+        yield
         self.watch()
-        self.distiller.install()
+        if self.distiller is not None:
+            self.distiller.install()
 
     def rehearse(self) -> None:
         """Export the model as it will be at the end, with every second unit removed, and take that back.

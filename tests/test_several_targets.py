@@ -1,0 +1,221 @@
+"""Several targets in one run: each model lands, lies within the one before, and loads."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
+
+from families import each_family
+from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, shrink, start
+from hf_mlprune.budgets import BUDGETS
+from hf_mlprune.encoders import inspect_encoder
+from hf_mlprune.loop import finished_target
+from hf_mlprune.schedule import Phase, make_schedule, make_schedules
+from hf_mlprune.stages import StructuredStage
+from hf_mlprune.state import pruning_state
+from support.methods import SETTINGS
+from support.models import assert_same_outputs, clone, loss_of, make_batch, make_model
+from support.training import make_trainer
+from test_nested import make_pair
+
+
+def without_blocks(method: str) -> dict:
+    """Settings of a method for several targets."""
+    row = {name: value for name, value in SETTINGS[method].items() if name != "block_shape"}
+    return {**row, "method": method, "levels": [level for level in row["levels"] if level != "blocks"]}
+
+
+def run(model, config, steps, family="bert"):
+    """A custom loop; the shrunk copies at its targets, in order, and the masked models that they are of."""
+    attach(model, config)
+    start(model, steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.train()
+    found = []
+    for step in range(1, steps + 1):
+        loss_of(model, make_batch(seed=step, family=family)).backward()
+        collect(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        if finished_target(model, step) is not None or step == steps:
+            assert finished_target(model, step) == (len(found) if step < steps else None)
+            found.append((clone(model), deepcopy(model)))
+            shrink(found[-1][1])
+        advance(model, step)
+    return found
+
+
+def kept_of(model):
+    """Kept units of each layer and group, as sets."""
+    layers = inspect_encoder(model).structure.layers
+    return [{group: set(kept) for group, kept in layer.kept.items()} for layer in layers]
+
+
+def assert_nested(models):
+    kept = [kept_of(model) for model in models]
+    for larger, smaller in pairwise(kept):
+        for before, after in zip(larger, smaller, strict=True):
+            assert all(after[group] <= before[group] for group in before)
+
+
+@each_family
+def test_models_land_one_within_the_other_and_are_the_masked_ones(family, tmp_path):
+    targets = (0.8, 0.7, 0.6)
+    found = run(make_model(family=family), PruningConfig.create(targets=targets), 60, family)
+    assert len(found) == 3
+    assert_nested([small for _, small in found])
+    for (masked, small), target in zip(found, targets, strict=True):
+        stage = StructuredStage(pruning_state(masked))
+        unit = max(float(costs.max()) for costs in stage.costs if len(costs)) / stage.total
+        assert target - unit <= pruning_state(masked).density() <= target
+        assert_same_outputs(masked, small, make_batch(seed=99, family=family))
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_every_method_goes_on_from_one_target_to_the_next(method):
+    config = PruningConfig.create(targets=(0.8, 0.5), **without_blocks(method))
+    found = run(make_model(), config, 60)
+    assert_nested([small for _, small in found])
+    first, last = (pruning_state(masked).density() for masked, _ in found)
+    assert 0.5 < first <= 0.8
+    assert last <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [("size", ("75 kB", "65 kB")), ("multiply_adds", (0.8, 0.6)), ("density", (0.8, 0.6))],
+)
+def test_every_kind_of_target_can_be_several(name, targets):
+    model = make_model()
+    found = run(model, PruningConfig.create(**{name: targets[-1]}, targets=targets), 60)
+    assert_nested([small for _, small in found])
+    for (masked, _), target in zip(found, targets, strict=True):
+        state = pruning_state(masked)
+        stage = StructuredStage(state)
+        budget = BUDGETS[name](state.budget().sizes, {**vars(state.config), name: target})
+        unit = max(float(costs.max()) for costs in stage.costs) / stage.total
+        assert budget.share() - unit <= stage.kept_share() <= budget.share() + 1e-9
+
+
+@given(st.integers(0, 999), st.floats(0.3, 0.6), st.integers(0, 2))
+def test_what_went_with_a_target_never_comes_back(seed, share, minimum):
+    model = make_model(intermediate_size=520)
+    attach(model, PruningConfig.create(targets=(0.7, 0.3), minimum_units=minimum))
+    generator = torch.Generator().manual_seed(seed)
+    stage = StructuredStage(pruning_state(model))
+    random = [torch.rand(units, generator=generator) for units in stage.active]
+    for gate, keep in zip(stage.gates, stage.fit(random, 0.7, final=True), strict=True):
+        gate.candidates.copy_(keep)
+    stage = StructuredStage(pruning_state(model))
+    for final in (False, True):
+        random = [torch.rand(units, generator=generator) for units in stage.active]
+        keep = stage.fit(random, share, final=final)
+        for mask, candidates in zip(keep, stage.candidates, strict=True):
+            assert not bool((mask & ~candidates).any())
+            assert int(mask.sum()) >= min(minimum, int(candidates.sum()))
+        cost = stage.cost_of([int(mask.sum()) for mask in keep]) / stage.total
+        unit = max(float(costs.max()) for costs in stage.costs) / stage.total
+        assert cost <= share + 1e-9
+        assert not final or cost >= share - unit
+
+
+@given(st.integers(60, 5000), st.integers(2, 3))
+def test_every_target_has_its_part_of_the_run(steps, count):
+    config = PruningConfig.create(targets=(0.5, 0.35, 0.2)[:count])
+    schedules = make_schedules(config, steps)
+    assert [each.start for each in schedules] == [0, *(each.end for each in schedules[:-1])]
+    assert schedules[-1].end == steps
+    lengths = [each.end - each.warmup_end for each in schedules]
+    assert max(lengths) - min(lengths) <= 1
+    for each in schedules:
+        assert each.warmup_end < each.structured_end == each.blocks_end < each.end
+        assert each.phase(each.end - 1) is Phase.FINAL
+    # One target has the phases that it has alone.
+    alone = make_schedule(PruningConfig.create(0.2), steps)
+    assert abs(schedules[0].warmup_end - alone.warmup_end) <= 1
+
+
+def test_a_run_of_trainer_writes_the_models_on_the_way(tmp_path):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    tokenizer = BertTokenizer.from_pretrained(tmp_path)
+    callback = PruningCallback(targets=[0.8, 0.7, 0.6], teacher=make_model(seed=7))
+    trainer = make_trainer(
+        tmp_path / "run", make_model(), callback, max_steps=66, eval_strategy="steps", eval_steps=3,
+        save_strategy="steps", save_steps=3, save_total_limit=1, load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )  # fmt: skip
+    trainer.processing_class = trainer.callback_handler.processing_class = tokenizer
+    trainer.train()
+    small = [
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / f"density-{target}")
+        for target in (0.8, 0.7)
+    ]
+    assert_nested([*small, trainer.model])
+    for target, model in zip((0.8, 0.7), small, strict=True):
+        folder = tmp_path / "run" / f"density-{target}"
+        found = json.loads((folder / "pruning_report.json").read_text())
+        assert found["density"] <= target
+        assert found["settings"]["density"] == target
+        assert found["settings"]["targets"] == [0.8, 0.7, 0.6]
+        assert found["latency"]
+        assert f"{found['density']:.1%}" in (folder / "README.md").read_text()
+        assert AutoConfig.from_pretrained(folder).structure == model.config.structure
+        assert len(BertTokenizer.from_pretrained(folder)) == len(tokens)
+    # Larger models are not the best ones of this run.
+    schedule = make_schedules(callback.config, 66)[-1]
+    assert trainer.state.best_global_step >= schedule.blocks_end
+    assert json.loads((tmp_path / "run" / "pruning_report.json").read_text())["settings"]["density"] == 0.6
+
+
+def test_a_module_of_ones_own_is_written_by_its_weights(tmp_path):
+    callback = PruningCallback(targets=[0.8, 0.6], encoder=["first"])
+    make_trainer(tmp_path, make_pair(), callback, max_steps=40).train()
+    assert (tmp_path / "density-0.8" / "model.safetensors").is_file()
+    found = json.loads((tmp_path / "density-0.8" / "pruning_report.json").read_text())
+    assert 0.7 < found["density"] <= 0.8
+
+
+def test_a_model_on_the_way_that_cannot_be_written_stops_the_run(tmp_path):
+    (tmp_path / "density-0.8").write_text("a file")
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(targets=[0.8, 0.6]), max_steps=40)
+    with pytest.raises(NotADirectoryError, match=r"targets: expected .*density-0.8 to be a folder"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": [0.2, 0.5]}, "targets: expected several, from the one that leaves most to the one that"),
+        ({"targets": [0.5]}, "targets: expected several"),
+        ({"targets": [0.5, 0.5]}, "targets: expected several"),
+        ({"targets": 0.5}, "targets: expected a list, got 0.5"),
+        ({"targets": [0.5, 1.2]}, r"density: expected a value in \(0, 1\], got 1.2"),
+        ({"targets": [0.5, "small"]}, "density: expected a finite number, got 'small'"),
+        ({"targets": [0.5, 0.2], "levels": ["heads", "blocks"]}, "expected no 'blocks' with several targets"),
+        ({"targets": [0.5, 0.2], "density": 0.5}, r"density: expected the last of targets=\[0.5, 0.2\]"),
+        ({"targets": [2, 3], "speedup": 2}, r"speedup: expected the last of targets=\[2, 3\]"),
+        ({"targets": [3, 2], "speedup": 2}, "targets: expected several"),
+        ({"targets": ["12 ms", "15 ms"], "latency": "15 ms"}, "targets: expected several"),
+        ({"targets": ["30 MB", "29000 kB"], "size": "30 MB"}, "size: expected the last of targets="),
+    ],
+)
+def test_targets_that_are_none_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig.create(**settings)
+
+
+def test_targets_that_a_model_or_a_run_cannot_reach_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"density 0.01 cannot be reached"):
+        make_trainer(tmp_path, make_model(), PruningCallback(targets=[0.5, 0.01]))
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(targets=[0.8, 0.6]))
+    with pytest.raises(ValueError, match="20 optimizer steps to prune in for each of 2 targets, 40 in all"):
+        trainer.train()
