@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from hf_mlprune.costs import points
 from hf_mlprune.run import is_within_target, predicted_speedup
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state
+from hf_mlprune.trainer.data import typical_length
 from support.models import assert_same_outputs, clone, make_batch, make_model, prune
 from support.training import make_trainer
 
@@ -36,6 +39,7 @@ def with_times(model, config, *, head=1000, row=10, rest=5000):
         table = state.get_buffer(PARTS[group])
         table.copy_(torch.arange(len(table)) * cost)
     state.get_buffer("rest_time").fill_(rest)
+    state.get_buffer("target_length").fill_(128)
     return state
 
 
@@ -62,9 +66,7 @@ def test_a_size_is_met_by_the_file_within_a_unit(family, dtype, tmp_path):
 @each_family
 def test_multiply_adds_are_met_within_a_unit(family):
     model = make_model(family=family)
-    length = report(model).multiply_adds_length
-    prune(model, PruningConfig.create(multiply_adds=0.7, length=length) if length != 128 else
-          PruningConfig.create(multiply_adds=0.7))  # fmt: skip
+    prune(model, PruningConfig.create(multiply_adds=0.7))
     stage = StructuredStage(pruning_state(model))
     unit = max(float(costs.max()) for costs in stage.costs)
     shrink(model)
@@ -143,6 +145,39 @@ def test_a_speedup_is_measured_pruned_to_and_reported(tmp_path):
     masked, batch = clone(model), make_batch()
     model.save_pretrained(tmp_path / "pruned")
     assert_same_outputs(masked, type(model).from_pretrained(tmp_path / "pruned"), batch)
+
+
+ROWS = [[5] * length for length in (3, 4, 4, 9, 30)]
+
+
+@pytest.mark.parametrize(
+    ("data", "length"),
+    [
+        (Dataset.from_dict({"input_ids": ROWS}), 4),
+        (Dataset.from_dict({"input_ids": ROWS}).with_format("torch"), 4),
+        (Dataset.from_dict({"input_ids": [[5] * 8] * 3, "attention_mask": [[1] * 6 + [0] * 2] * 3}), 6),
+        (Dataset.from_dict({"input_ids": ROWS * 1001}), 4),
+        (Dataset.from_dict({"input_ids": []}), None),
+        (Dataset.from_dict({"pixel_values": ROWS}), None),
+        (Dataset.from_dict({"input_ids": ROWS}).to_iterable_dataset(), None),
+        ([{"input_ids": row} for row in ROWS], None),
+        (None, None),
+    ],
+)
+def test_the_typical_length_of_data(data, length):
+    assert typical_length(SimpleNamespace(dataset=data)) == length
+
+
+@pytest.mark.parametrize("given", [None, 7])
+def test_a_target_is_counted_for_the_length_of_the_data(given, tmp_path):
+    callback = PruningCallback(multiply_adds=0.7, length=given)
+    trainer = make_trainer(tmp_path, make_model(), callback)
+    lengths = sorted(sum(row) for row in trainer.train_dataset["attention_mask"])
+    trainer.train()
+    found = json.loads((tmp_path / "pruning_report.json").read_text())
+    assert found["multiply_adds_length"] == (given or lengths[len(lengths) // 2])
+    now, dense = found["multiply_adds"]
+    assert now <= 0.7 * dense
 
 
 def test_a_resumed_run_counts_by_the_times_it_began_with(tmp_path):
@@ -272,6 +307,13 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
     model = make_model(**sizes)
     prune(model, PruningConfig.create(speedup=2, length=16, latency_table=file.with_name("mine.json")))
     assert predicted_speedup(pruning_state(model)) == pytest.approx(2, rel=0.1)
+    # The length is that of the table, unless the user says another.
+    attach(
+        model := make_model(**sizes),
+        PruningConfig.create(speedup=2, latency_table=file.with_name("mine.json")),
+    )
+    start(model, 20)
+    assert pruning_state(model).length == 16
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
 
 from families import each_family
-from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, shrink, start
+from hf_mlprune import (
+    PruningCallback,
+    PruningConfig,
+    advance,
+    attach,
+    collect,
+    finished_target,
+    shrink,
+    start,
+)
 from hf_mlprune.budgets import BUDGETS
 from hf_mlprune.encoders import inspect_encoder
-from hf_mlprune.loop import finished_target
 from hf_mlprune.schedule import Phase, make_schedule, make_schedules
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state

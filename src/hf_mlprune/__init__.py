@@ -14,7 +14,7 @@ from .distillation.custom import distilled
 from .exporting.export import export
 from .exporting.report import ExportReport
 from .families import FAMILIES
-from .loop import advance, collect, start
+from .loop import advance, collect, finished_target, start
 from .prunable import CONFIGS, PUBLIC, prunable_class
 from .reports.report import Report, report
 from .shrinking import shrink
@@ -33,6 +33,7 @@ __all__ = [
     "collect",
     "distilled",
     "export",
+    "finished_target",
     "kernels",
     "last_complete_checkpoint",
     "report",

@@ -58,7 +58,8 @@ class PruningConfig:
             models one run gives one after the other; densities, if no target is named. The target is
             the last of them. Not with blocks.
         batch: sequences, or images, of the forward pass that speedup and latency are of.
-        length: tokens of each; images have their own.
+        length: tokens of each, also for multiply-adds; ``None`` for the median row of the training data,
+            if these are of `datasets`, else 128. Images have their own.
         threads: torch threads of that pass; ``None`` for as many as torch has.
         latency_table: file with times for another engine or machine, of the same batch and length; see
             :mod:`hf_mlprune.exporting.table`. ``None`` measures in torch as the run begins.
@@ -102,7 +103,7 @@ class PruningConfig:
     multiply_adds: float | None = None
     targets: tuple[Any, ...] = ()
     batch: int = 1
-    length: int = 128
+    length: int | None = None
     threads: int | None = None
     latency_table: str | None = None
     levels: tuple[str, ...] = ("heads", "rows")
@@ -233,7 +234,7 @@ class PruningConfig:
         check_target(vars(self))
         for setting in ("batch", "length", "threads"):
             value = getattr(self, setting)
-            if not (setting == "threads" and value is None):
+            if value is not None or setting == "batch":
                 check_whole_number(setting, value, at_least=1)
 
     def _check_method(self) -> None:

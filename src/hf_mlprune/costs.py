@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .budgets.time import PARTS
-from .encoders import Encoder, inspect_encoder, random_batch, stock_encoder
+from .encoders import Encoder, inspect_encoder, random_batch, stock_encoder, tokens_of
 from .modeling.pruned import apply_structure
 from .modeling.structure import LayerStructure, Structure
 from .processes import same_in_all_processes
@@ -24,6 +24,8 @@ from .timing import interleave, using_threads
 
 #: Layers of the encoders that are timed: parts of a layer are differences between them.
 PROBED_LAYERS = 2
+#: Tokens of a sequence where nobody says how long they are.
+USUAL_LENGTH = 128
 #: Points of a table: shares of an FFN's rows, and at most so many counts of heads.
 FFN_POINTS = 24
 HEAD_POINTS = 12
@@ -32,24 +34,30 @@ TABLE_VERSION = 1
 BUDGET_SECONDS = 90.0
 
 
-def measure_costs(model: nn.Module, states: Sequence[PruningState]) -> None:
+def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int | None = None) -> None:
     """Fill the tables that the budgets of a run need.
 
     Args:
         model: a model with masks.
         states: its states.
+        length: tokens of a typical sequence, where the settings do not say it; 128, if it is not known.
     """
     for state in states:
+        encoder = inspect_encoder(
+            next(module for module in model.modules() if getattr(module, STATE_NAME, None) is state)
+        )
+        config = state.config
+        tokens = tokens_of(encoder) or config.length or length or USUAL_LENGTH
+        if "target_length" in state.tables():
+            state.get_buffer("target_length").fill_(tokens)
         if "other_bytes" in state.tables():
             state.get_buffer("other_bytes").fill_(other_bytes(model, state))
         if "rest_time" in state.tables():
-            encoder = next(module for module in model.modules() if getattr(module, STATE_NAME, None) is state)
-            config = state.config
             if config.latency_table is not None:
-                found = read_table(Path(config.latency_table), state, config.batch, config.length)
+                found = read_table(Path(config.latency_table), state, tokens_of(encoder))
             else:
                 with using_threads(config.threads):
-                    found = measure_times(inspect_encoder(encoder), config.batch, config.length)
+                    found = measure_times(encoder, config.batch, tokens)
             for name, table in found.items():
                 state.get_buffer(name).copy_(table)
         for name in state.tables():
@@ -173,8 +181,13 @@ def table_to_json(
     return {"version": TABLE_VERSION, **about, "layers": len(encoder.layers), **sizes, "nanoseconds": times}
 
 
-def read_table(file: Path, state: PruningState, batch: int, length: int) -> dict[str, Tensor]:
-    """Read a table of times that was measured elsewhere.
+def read_table(file: Path, state: PruningState, image_tokens: int | None = None) -> dict[str, Tensor]:
+    """Read a table of times that was measured elsewhere, and the length that it is for.
+
+    Args:
+        file: as :func:`table_to_json` has it.
+        state: of a run, whose settings say the batch, and the length if they do.
+        image_tokens: of an encoder of images, which has no other length.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -186,18 +199,20 @@ def read_table(file: Path, state: PruningState, batch: int, length: int) -> dict
         data = json.loads(file.read_text(encoding="utf-8"))
         wanted = {
             "version": TABLE_VERSION,
-            "batch": batch,
-            "length": length,
+            "batch": state.config.batch,
             "layers": len(state.base),
             **{group: state.dense.units[group] for group in PARTS},
         }
+        if state.config.length is not None and image_tokens is None:
+            wanted["length"] = state.config.length
         for name, value in wanted.items():
             if data[name] != value:
                 raise ValueError(f"latency_table: expected {name} {value}, got {data[name]!r} in {file}")
         found = {name: torch.full((size,), -1, dtype=torch.int64) for name, size in state.tables().items()}
-        for name, table in found.items():
+        for name in ("rest_time", *PARTS.values()):
             for width, time in data["nanoseconds"][name].items():
-                table[int(width)] = int(time)
+                found[name][int(width)] = int(time)
+        found["target_length"].fill_(image_tokens or int(data["length"]))
     except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"latency_table: expected a table of times in {file}, got {error!r}") from error
     if any(int(table[0]) < 0 or int(table[-1]) < 0 for table in found.values()):

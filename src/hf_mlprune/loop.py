@@ -20,13 +20,15 @@ from .schedule import make_schedules
 from .state import is_attached, pruning_states
 
 
-def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
+def start(model: nn.Module, max_steps: int, step: int = 0, *, length: int | None = None) -> None:
     """Begin a run anew, or take it up again after ``step`` completed steps.
 
     Args:
         model: a model with masks, its buffers as they were after that step.
         max_steps: optimizer steps of the whole run, from 20 up.
         step: completed optimizer steps; with 0 all masks are opened first.
+        length: tokens of a typical row of the data, for targets that depend on it and settings that do not
+            say it.
 
     Raises:
         ValueError: the run is too short, a number of steps is not one, the density cannot be reached, or
@@ -40,7 +42,7 @@ def start(model: nn.Module, max_steps: int, step: int = 0) -> None:
     schedules = make_schedules(states[0].config, max_steps)
     with edited(model):
         if step == 0:
-            measure_costs(model, states)
+            measure_costs(model, states, length)
         for state in states:
             begin(state, schedules, step)
 

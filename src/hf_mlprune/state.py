@@ -113,6 +113,11 @@ class PruningState(nn.Module):
         return BUDGETS[self.config.target[0]](sizes, vars(config or self.config))
 
     @property
+    def length(self) -> int | None:
+        """Tokens of the sequence that the target is counted for; ``None`` if it depends on none."""
+        return int(self.get_buffer("target_length")) if "target_length" in self.tables() else None
+
+    @property
     def structured_is_final(self) -> bool:
         """Whether the masks of heads and rows are final."""
         return int(self.landed) >= 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..modeling.layout import DenseLayer
 from ..values import check_fraction
 from .base import Budget, by_group
 
@@ -32,9 +33,14 @@ class MultiplyAddsBudget(Budget):
         """See :meth:`Budget.leaves`."""
         return float(settings["multiply_adds"])
 
+    @classmethod
+    def tables(cls, dense: DenseLayer) -> dict[str, int]:
+        """The tokens of a sequence."""
+        return {"target_length": 1}
+
     def layer_costs(self, widths: Tensor) -> Tensor:
         """Of the linears, one for each weight and token, and of the attention."""
-        dense, length = self.sizes.dense, int(self.settings["length"])
+        dense, length = self.sizes.dense, int(self.sizes.measured["target_length"])
         kept = by_group(widths)
         attention = attention_multiply_adds(1, 1, length) * dense.span("heads")
         return dense.weights(kept) * length + kept["heads"] * attention

@@ -54,8 +54,9 @@ class TimeBudget(Budget):
 
     @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:
-        """Nanoseconds by kept units, and those of all else."""
-        return {**{name: dense.units[group] + 1 for group, name in PARTS.items()}, "rest_time": 1}
+        """Nanoseconds by kept units, those of all else, and the tokens that they are for."""
+        times = {name: dense.units[group] + 1 for group, name in PARTS.items()}
+        return {**times, "rest_time": 1, "target_length": 1}
 
     def prepare(self) -> None:
         """See :meth:`Budget.prepare`; times between measured widths are interpolated."""

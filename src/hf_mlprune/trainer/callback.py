@@ -26,6 +26,7 @@ from ..run import current_run, is_within_target, predicted_speedup
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
+from .data import has_no_labels, typical_length
 from .resuming import (
     check_complete,
     check_resumed,
@@ -33,7 +34,6 @@ from .resuming import (
 )
 from .session import (
     Session,
-    has_no_labels,
     measure,
     open_session,
     rescue,
@@ -156,7 +156,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.planned_steps = state.max_steps
         # A checkpoint written without this callback lacks the entry that Trainer fills at saving.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        start(model, state.max_steps, state.global_step)
+        start(model, state.max_steps, state.global_step, length=typical_length(train_dataloader))
         session.close()  # of a run that failed
         session.publisher.begin(train_dataloader)
         resumed = stored["attributes"] if state.global_step else {}
@@ -312,11 +312,17 @@ class PruningCallback(TrainerCallback, ExportableState):
                 f"density {density:.4f}, target {settings.goal}; resume from a checkpoint of this run, or "
                 f"train with fewer steps from the start; {advice}"
             )
-        predicted = predicted_speedup(states[0])
+        predicted, length = predicted_speedup(states[0]), states[0].length
         try:
             done = shrink(model, list(session.calls.values()))
-            rows = measure(model, session, settings)
-            found = report(model, shrunk=done, latency=rows, settings=settings, predicted_speedup=predicted)
+            found = report(
+                model,
+                shrunk=done,
+                latency=measure(model, session, settings, length=length),
+                settings=settings,
+                length=length,
+                predicted_speedup=predicted,
+            )
             session.publisher.finish(model, found, args, state)
             if state.is_world_process_zero:
                 write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())

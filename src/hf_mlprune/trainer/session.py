@@ -23,7 +23,7 @@ from ..budgets import BUDGETS
 from ..budgets.time import TimeBudget
 from ..calls import Call
 from ..config import PruningConfig
-from ..distillation.hooks import TARGETS, Distiller
+from ..distillation.hooks import Distiller
 from ..distillation.teacher import Teacher, fingerprint, load_teacher
 from ..editing import edited
 from ..encoders import inspect_encoders
@@ -46,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 #: Folders of models that were rescued. The underscore keeps them out of hub uploads.
 UNSHRUNK, PRUNED = "_unshrunk_model", "_pruned_model"
-#: What data collators take labels from.
-LABEL_COLUMNS = ("label", "label_ids")
 #: Whether Trainer's smoothed loss is one over all items of a step; in transformers 5.0 it is a mean per
 #: micro-batch, which nobody divides by their number.
 SMOOTHED_OVER_ITEMS = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
@@ -225,6 +223,7 @@ def measure(
     session: Session,
     settings: PruningConfig,
     *,
+    length: int | None = None,
     shapes: Sequence[tuple[int, int]] | None = None,
     rounds: int = 30,
     budget_seconds: float = 5.0,
@@ -235,21 +234,22 @@ def measure(
         model: a pruned model.
         session: of its run.
         settings: of the run.
+        length: tokens of the sequences that the target is counted for, if that is a time.
         shapes: sequences and most tokens of each; ``None`` for what the run was pruned for, if that is a
             time, and two usual ones.
         rounds: see :func:`~hf_mlprune.reports.latency.measure_latency`.
         budget_seconds: the same, per shape.
     """
-    lengths = [length for call in session.calls.values() if (length := call.length()) is not None]
+    lengths = [tokens for call in session.calls.values() if (tokens := call.length()) is not None]
     longest = max(lengths, default=USUAL_SHAPES[0][1])
     wanted = [(batch, min(most, longest)) for batch, most in shapes or USUAL_SHAPES]
-    if shapes is None and BUDGETS[settings.target[0]] is TimeBudget:
-        wanted = list(dict.fromkeys([(settings.batch, settings.length), *wanted]))
+    if shapes is None and length is not None and BUDGETS[settings.target[0]] is TimeBudget:
+        wanted = list(dict.fromkeys([(settings.batch, length), *wanted]))
     with using_threads(settings.threads):
         measured = [
-            measure_latency(encoder, batch, length, rounds=rounds, budget_seconds=budget_seconds)
+            measure_latency(encoder, batch, tokens, rounds=rounds, budget_seconds=budget_seconds)
             for encoder in inspect_encoders(model, settings.encoder)
-            for batch, length in wanted
+            for batch, tokens in wanted
         ]
     return [row for row in measured if row is not None]
 
@@ -285,18 +285,6 @@ def rescue(model: nn.Module, output_dir: Path) -> str:
             f"load_model(model, {str(file)!r}) of safetensors.torch; shrink(model)"
         )
     return f"the trained model is saved with its masks; to shrink it later: {how}"
-
-
-def has_no_labels(dataloader: Any, args: TrainingArguments) -> bool:
-    """Whether the data of a run are known to have no labels.
-
-    Args:
-        dataloader: of the training data, with columns as those of `datasets`; others are not known.
-        args: may name the labels.
-    """
-    columns = getattr(getattr(dataloader, "dataset", None), "column_names", None)
-    labels = {*TARGETS, *LABEL_COLUMNS, *(args.label_names or ())}
-    return isinstance(columns, list) and not labels & set(columns)
 
 
 def use_evaluation_weights(optimizer: torch.optim.Optimizer) -> None:

@@ -68,8 +68,14 @@ def write_target(
     with session.without_hooks(), fixed_random_state(pruning.landed.device):
         predicted = predicted_speedup(pruning)
         copy, done = shrunk_copy(session.model, list(session.calls.values()))
-        rows = measure(copy, session, settings)
-        found = report(copy, shrunk=done, latency=rows, settings=settings, predicted_speedup=predicted)
+        found = report(
+            copy,
+            shrunk=done,
+            latency=measure(copy, session, settings, length=pruning.length),
+            settings=settings,
+            length=pruning.length,
+            predicted_speedup=predicted,
+        )
     session.publisher.describe(copy, found, args, state)
     folder = target_folder(Path(args.output_dir), settings)
 
