@@ -40,14 +40,19 @@ def run_example(name: str, folder: Path, *options: str) -> str:
     return done.stdout
 
 
-def test_text_classification(tiny_bert, folder):
+@pytest.mark.parametrize(
+    ("target", "method", "low", "high"),
+    [("density=0.2", "fisher", 0.18, 0.2), ("multiply_adds=0.5", "group-lasso", 0.4, 0.6)],
+)
+def test_text_classification(target, method, low, high, tiny_bert, folder):
     steps = ("--dense-steps", "20", "--pruning-steps", "24", "--max-length", "24")
-    said = run_example("text_classification", folder, "--model", str(tiny_bert), *steps)
-    assert re.search(r"accuracy, held-out split\W+\d+\.\d%\W+\d+\.\d%", said)
+    options = ("--model", str(tiny_bert), "--target", target, "--method", method)
+    said = run_example("text_classification", folder, *options, *steps)
+    assert re.search(r"accuracy, held-out articles\W+\d+\.\d\W+\d+\.\d", said)
     classes = {name for _, name in bbc_news(folder)}
     assert re.search(r"shares fell\.' is '(\w+)'", said).group(1) in classes
     pruned = AutoModelForSequenceClassification.from_pretrained(folder / "pruned")
-    assert 0.18 < report(pruned).density <= 0.2
+    assert low < report(pruned).density <= high
 
 
 def test_sentence_embeddings(tiny_bert, folder):
