@@ -109,10 +109,12 @@ class PruningStep(StockStep):
 class MaskedStep(PruningStep):
     """The same inside a phase of a run."""
 
-    def __init__(self, model: PreTrainedModel, args: argparse.Namespace, preset: str, phase: Phase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, args: argparse.Namespace, phase: Phase, **settings: Any
+    ) -> None:
         # Steps are skipped below, which is no stall to be warned of.
-        config = PruningConfig.create(DENSITY, preset=preset, levels=LEVELS, stall_steps=RUN_STEPS)
-        self.preset = preset
+        config = PruningConfig.create(DENSITY, stall_steps=RUN_STEPS, **settings)
+        self.preset = config.preset
         began = time.perf_counter()
         attach(model, config)
         self.attach_seconds = time.perf_counter() - began
@@ -152,7 +154,7 @@ class MaskedStep(PruningStep):
 def make_masked_step(args: argparse.Namespace, variant: str) -> MaskedStep:
     """A step by the name of its variant, ``<preset>:<phase>``."""
     preset, _, phase = variant.partition(":")
-    return MaskedStep(make_model(args), args, preset, Phase[phase])
+    return MaskedStep(make_model(args), args, Phase[phase], preset=preset, levels=LEVELS)
 
 
 def run_for_memory(args: argparse.Namespace) -> None:

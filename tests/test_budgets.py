@@ -158,6 +158,13 @@ ROWS = [[5] * length for length in (3, 4, 4, 9, 30)]
         (Dataset.from_dict({"input_ids": [[5] * 8] * 3, "attention_mask": [[1] * 6 + [0] * 2] * 3}), 6),
         (Dataset.from_dict({"input_ids": ROWS * 1001}), 4),
         (Dataset.from_dict({"input_ids": []}), None),
+        # Choices, as tokenizers leave them.
+        (Dataset.from_dict({"input_ids": [[[5] * 3, [5] * 4], [[5] * 4, [5] * 9]]}), 4),
+        (Dataset.from_dict({"input_ids": [[[5] * 3] * 2], "attention_mask": [[[1, 1, 0], [1, 1, 0]]]}), 2),
+        (Dataset.from_dict({"input_ids": [[5] * 3], "attention_mask": [[0.0, -1e9, 0.0]]}), None),
+        (Dataset.from_dict({"input_ids": [[5] * 3, None]}), None),
+        (Dataset.from_dict({"input_ids": [5, 6]}), None),
+        (Dataset.from_dict({"input_ids": ["a b"]}), None),
         (Dataset.from_dict({"pixel_values": ROWS}), None),
         (Dataset.from_dict({"input_ids": ROWS}).to_iterable_dataset(), None),
         ([{"input_ids": row} for row in ROWS], None),

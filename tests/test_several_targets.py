@@ -6,6 +6,7 @@ import json
 from copy import deepcopy
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,12 +21,14 @@ from hf_mlprune import (
     attach,
     collect,
     finished_target,
+    report,
     shrink,
     start,
 )
 from hf_mlprune.budgets import BUDGETS
 from hf_mlprune.encoders import inspect_encoder
-from hf_mlprune.schedule import Phase, make_schedule, make_schedules
+from hf_mlprune.methods.base import Progress
+from hf_mlprune.schedule import Phase, make_schedules
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state
 from support.methods import SETTINGS
@@ -134,9 +137,10 @@ def test_what_went_with_a_target_never_comes_back(seed, share, minimum):
         assert not final or cost >= share - unit
 
 
-@given(st.integers(60, 5000), st.integers(2, 3))
-def test_every_target_has_its_part_of_the_run(steps, count):
-    config = PruningConfig.create(targets=(0.5, 0.35, 0.2)[:count])
+@given(st.integers(60, 5000), st.integers(2, 3), st.sampled_from([0.0, 0.05, 0.5, 0.97]))
+def test_every_target_has_its_part_of_the_run(steps, count, warmup):
+    fractions = {"structured_fraction": 0.02, "block_fraction": 0.005} if warmup > 0.5 else {}
+    config = PruningConfig.create(targets=(0.5, 0.35, 0.2)[:count], warmup_fraction=warmup, **fractions)
     schedules = make_schedules(config, steps)
     assert [each.start for each in schedules] == [0, *(each.end for each in schedules[:-1])]
     assert schedules[-1].end == steps
@@ -145,9 +149,6 @@ def test_every_target_has_its_part_of_the_run(steps, count):
     for each in schedules:
         assert each.warmup_end < each.structured_end == each.blocks_end < each.end
         assert each.phase(each.end - 1) is Phase.FINAL
-    # One target has the phases that it has alone.
-    alone = make_schedule(PruningConfig.create(0.2), steps)
-    assert abs(schedules[0].warmup_end - alone.warmup_end) <= 1
 
 
 def test_a_run_of_trainer_writes_the_models_on_the_way(tmp_path):
@@ -183,6 +184,76 @@ def test_a_run_of_trainer_writes_the_models_on_the_way(tmp_path):
     assert json.loads((tmp_path / "run" / "pruning_report.json").read_text())["settings"]["density"] == 0.6
 
 
+def test_a_model_on_the_way_is_written_beside_what_lies_there(tmp_path):
+    (tmp_path / "density-0.8").mkdir()
+    (tmp_path / "density-0.8" / "mine.onnx").write_text("a user's")
+    callback = PruningCallback(targets=[np.float64(0.8), np.float32(0.5)])
+    make_trainer(tmp_path, make_model(), callback, max_steps=40).train()
+    assert (tmp_path / "density-0.8" / "mine.onnx").read_text() == "a user's"
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, subfolder="density-0.8")
+    assert 0.5 < report(model).density <= 0.8
+    settings = json.loads((tmp_path / "density-0.8" / "pruning_report.json").read_text())["settings"]
+    assert PruningConfig.from_dict(settings).target == ("density", 0.8)
+
+
+class FullDisk:
+    """A tokenizer that cannot be saved, from some call on."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def save_pretrained(self, folder) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize(("calls", "step"), [(0, 0), (1, 21)])
+def test_a_tokenizer_that_cannot_be_saved_loses_nothing(calls, step, tmp_path):
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(targets=[0.8, 0.6]), max_steps=40)
+    trainer.processing_class = trainer.callback_handler.processing_class = FullDisk(calls)
+    with pytest.raises(OSError, match="No space left") as caught:
+        trainer.train()
+    assert trainer.state.global_step == step
+    if calls:
+        assert "the trained model is saved with its masks" in caught.value.__notes__[0]
+        assert (tmp_path / "_unshrunk_model" / "model.safetensors").is_file()
+
+
+def test_learned_thresholds_go_on_from_where_they_landed():
+    model = make_model(num_attention_heads=8, intermediate_size=64)
+    attach(model, PruningConfig.create(targets=(0.7, 0.4), method="mlpruning"))
+    state = pruning_state(model)
+    generator = torch.Generator().manual_seed(0)
+    stage = StructuredStage(state)
+    for gate in stage.gates:
+        gate.candidates.copy_(torch.rand(gate.units, generator=generator) < 0.5)
+        gate.candidates[0] = True
+        gate.set_keep(gate.candidates)
+        gate.scores.copy_(torch.rand(gate.units, generator=generator))
+    method, stage = state.config.make_method(), StructuredStage(state)
+    method.take_up(stage)
+    schedule = make_schedules(state.config, 60)[1]
+    masks = method.select(stage, 0.4, Progress(schedule.start, Phase.STRUCTURED, schedule, 0.7))
+    for mask, candidates in zip(masks, stage.candidates, strict=True):
+        assert torch.equal(mask, candidates)
+
+
+def test_masks_of_a_later_target_are_not_taken_for_those_of_the_first():
+    model = make_model()
+    config = PruningConfig.create(targets=(0.8, 0.6), structured_fraction=0.4)
+    attach(model, config)
+    start(model, 40)
+    for step in range(1, 25):
+        loss_of(model, make_batch(seed=step)).backward()
+        collect(model)
+        model.zero_grad()
+        advance(model, step)
+    start(model, 40, 24)
+    with pytest.raises(ValueError, match="the first target should be at work"):
+        start(model, 400, 24)
+
+
 def test_a_module_of_ones_own_is_written_by_its_weights(tmp_path):
     callback = PruningCallback(targets=[0.8, 0.6], encoder=["first"])
     make_trainer(tmp_path, make_pair(), callback, max_steps=40).train()
@@ -207,9 +278,12 @@ def test_a_model_on_the_way_that_cannot_be_written_stops_the_run(tmp_path):
         ({"targets": [0.5, 0.5]}, "targets: expected several"),
         ({"targets": 0.5}, "targets: expected a list, got 0.5"),
         ({"targets": [0.5, 1.2]}, r"density: expected a value in \(0, 1\], got 1.2"),
-        ({"targets": [0.5, "small"]}, "density: expected a finite number, got 'small'"),
+        ({"targets": [0.5, "small"]}, "targets: expected densities, got .*small"),
         ({"targets": [0.5, 0.2], "levels": ["heads", "blocks"]}, "expected no 'blocks' with several targets"),
         ({"targets": [0.5, 0.2], "density": 0.5}, r"density: expected the last of targets=\[0.5, 0.2\]"),
+        ({"targets": ["12 ms", "10 ms"]}, "targets: expected densities, .*, too, as in latency='10 ms'"),
+        ({"density": [0.5, 0.2]}, r"density: expected one value, .* give targets=\[0.5, 0.2\]"),
+        ({"speedup": [2, 3]}, r"speedup: expected one value, .* give targets=\[2, 3\]"),
         ({"targets": [2, 3], "speedup": 2}, r"speedup: expected the last of targets=\[2, 3\]"),
         ({"targets": [3, 2], "speedup": 2}, "targets: expected several"),
         ({"targets": ["12 ms", "15 ms"], "latency": "15 ms"}, "targets: expected several"),

@@ -139,6 +139,11 @@ class PruningConfig:
         targets = settings.get("targets")
         named = density is not None or any(settings.get(name) is not None for name in BUDGETS)
         if isinstance(targets, (list, tuple)) and targets and not named:
+            if isinstance(targets[-1], str):
+                raise ValueError(
+                    f"targets: expected densities, got {targets}; for another target name it with its last "
+                    f"value, too, as in latency={targets[-1]!r}"
+                )
             density = targets[-1]
         chosen = settings.get("method", PRESETS[preset].get("method", cls.method))
         method = find_method(chosen) if isinstance(chosen, str) else chosen
@@ -165,6 +170,12 @@ class PruningConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningConfig:
         """Read what :meth:`to_dict` wrote; see :meth:`create` for errors."""
+        targets = list(data.get("targets") or ())
+        name = next((name for name in BUDGETS if data.get(name) is not None), None)
+        if name is not None and data[name] in targets[:-1]:
+            # Of the report of a model that its run did not end with.
+            whole = cls.create(**{**data, name: targets[-1]})
+            return whole.with_target(targets.index(data[name]))
         return cls.create(**data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,10 +191,7 @@ class PruningConfig:
                 f"preset: use PruningConfig.create(density, preset={self.preset!r}), which applies it"
             )
         for field in dataclasses.fields(self):
-            # Of NumPy, say; JSON knows none of these.
-            value = getattr(self, field.name)
-            if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):
-                object.__setattr__(self, field.name, float(value))
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         if isinstance(self.encoder, str):
             object.__setattr__(self, "encoder", (self.encoder,))
         if isinstance(self.latency_table, os.PathLike):
@@ -192,7 +200,7 @@ class PruningConfig:
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"{name}: expected a list, got {value!r}")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(map(_plain, value)))
         self._check_target()
         check_choices("levels", self.levels, LEVELS + MODULES)
         check_choices("row_sites", self.row_sites, ROW_SITES)
@@ -337,3 +345,10 @@ class PruningConfig:
         if self.structured_density is not None:
             return self.structured_density
         return 0.5 if self.density <= 0.25 else math.sqrt(self.density)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy, say, as one of Python: JSON knows none of the others."""
+    if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):
+        return float(value)
+    return value

@@ -56,17 +56,21 @@ class LearningLinear(torch.autograd.Function):
             unmasked = y.index_select(1, places.removed)
             y.index_fill_(1, places.removed, 0.0)
         ctx.places, ctx.shape, ctx.dtype = places, x.shape, x.dtype
-        ctx.masked, ctx.biased = mask is not None, bias is not None
         out = y.view(*x.shape[:-1], y.shape[-1])
+        # Outputs are kept only where the mask's gradient does not follow from those of weight and bias.
+        _, of_weight, of_bias, of_mask, _ = ctx.needs_input_grad
+        ctx.from_outputs = of_mask and not (of_weight and (bias is None or of_bias))
         # Under autocast products are computed in another dtype than inputs have.
-        ctx.save_for_backward(kept_inputs.to(y.dtype), weight, unmasked, out if ctx.masked else None)
+        ctx.save_for_backward(
+            kept_inputs.to(y.dtype), weight, bias, unmasked, out if ctx.from_outputs else None
+        )
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and mask."""
-        inputs, weight, unmasked, out = ctx.saved_tensors
+        inputs, weight, bias, unmasked, out = ctx.saved_tensors
         places: Places = ctx.places
         of_x, of_weight, of_bias, of_mask, _ = ctx.needs_input_grad
         gradient = gradient.reshape(-1, gradient.shape[-1])
@@ -75,16 +79,26 @@ class LearningLinear(torch.autograd.Function):
         if of_x:
             product = kept @ take(weight, 0, places.rows).to(kept.dtype)
             found[0] = product.view(ctx.shape).to(ctx.dtype)
+        rows = torch.zeros((), dtype=torch.float32)
         if of_weight:
             product = (kept.T @ inputs).to(weight.dtype)
+            if of_mask and not ctx.from_outputs:
+                kept_weight = take(take(weight, 0, places.rows), 1, places.columns)
+                rows = (product * kept_weight).sum(1, dtype=torch.float32)
             found[1] = put(product, weight.shape, (places.rows, places.columns))
         if of_bias:
-            found[2] = put(kept.sum(0, dtype=weight.dtype), weight.shape[:1], (places.rows,))
+            sums = kept.sum(0, dtype=weight.dtype)
+            if of_mask and not ctx.from_outputs:
+                rows = rows + (sums * take(bias, 0, places.rows)).float()
+            found[2] = put(sums, weight.shape[:1], (places.rows,))
         if of_mask:
-            # In float32, as masks are.
-            of_units = (gradient * out.view_as(gradient)).sum(0, dtype=torch.float32)
+            # dL/dm = Σ_t dL/dy · y, in float32, as masks are; for kept rows that is <dL/dW, W> + dL/db · b.
+            if ctx.from_outputs:
+                of_units = (gradient * out.view_as(gradient)).sum(0, dtype=torch.float32)
+            else:
+                of_units = put(rows, weight.shape[:1], (places.rows,))
             if places.removed is not None:
-                removed = gradient.index_select(1, places.removed) * unmasked
+                removed = gradient.index_select(1, places.removed).mul_(unmasked)
                 of_units.index_copy_(0, places.removed, removed.sum(0, dtype=torch.float32))
             found[3] = of_units
         return tuple(found)

@@ -120,6 +120,12 @@ def begin(state: PruningState, schedules: tuple[Schedule, ...], step: int) -> No
             f"the model's masks say {landed}: resume with the same number of steps and phase "
             "fractions as before, and start a new run from a dense or pruned model"
         )
+    candidates = [gate.candidates for gate in state.all_gates() if gate.candidates is not None]
+    if index == 0 and not all(bool(each.all()) for each in candidates):
+        raise ValueError(
+            f"after {step} of {schedules[-1].end} steps the first target should be at work, but the model's "
+            "masks are those of a later one: resume with the same number of steps as before"
+        )
     density = state.density()
     state.run = Run(
         schedules, index, config.make_method(), phase, 1.0, 1.0, None, Pressure(1.0), density, step, step
@@ -181,6 +187,7 @@ def _go_on(state: PruningState, run: Run) -> None:
         gate.candidates.copy_(gate.keep)
     state.landed.fill_(0)
     run.index += 1
+    run.method.take_up(StructuredStage(state))
 
 
 def _target(state: PruningState, phase: Phase, index: int = -1) -> float:

@@ -94,7 +94,8 @@ def make_schedules(config: PhaseShares, max_steps: int) -> tuple[Schedule, ...]:
         )
     if count == 1:
         return (make_schedule(config, max_steps),)
-    warmup = round(config.warmup_fraction * max_steps)
+    # Every target has a step that prunes, and one with its final masks.
+    warmup = min(round(config.warmup_fraction * max_steps), max_steps - 2 * count)
     share = (config.structured_fraction + config.block_fraction) / (1 - config.warmup_fraction)
     edges = [warmup + round(i * (max_steps - warmup) / count) for i in range(count + 1)]
     schedules: list[Schedule] = []

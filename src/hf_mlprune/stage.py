@@ -121,8 +121,8 @@ class Stage(ABC):
         """Say that a share is below what is always kept."""
         return (
             f"density {share:g} cannot be reached: what is always kept (minimum_units={self.minimum}, sites "
-            f"that are not pruned) is {least:.4f} of the weights; raise the density, or prune more levels or "
-            "row_sites"
+            f"that are not pruned) is {least:.4f} of the weights; raise the density, prune more levels or "
+            "row_sites, or lower minimum_units"
         )
 
     def limit(self, share: float) -> float:

@@ -37,6 +37,11 @@ def check_target(settings: Mapping[str, Any]) -> None:
     if len(given) > 1:
         raise ValueError(f"expected one target, got {', '.join(given)}; leave out all but one")
     (name,) = given
+    if isinstance(settings[name], (list, tuple)):
+        raise ValueError(
+            f"{name}: expected one value, got {settings[name]!r}; for several sizes from one run give "
+            f"targets={list(settings[name])!r}"
+        )
     if "blocks" in settings["levels"] and not BUDGETS[name].has_blocks:
         raise ValueError(
             f"levels: expected no 'blocks' with {name}=, got {settings['levels']}; blocks need density="

@@ -72,7 +72,7 @@ class Distiller:
     _student: list[EncoderRecorder] = field(default_factory=list)
     _taught: list[EncoderRecorder] = field(default_factory=list)
     _items: Any = None
-    _call: Call | None = None
+    _said: tuple[Any, Any] | None = None
     _carried: int = 0
     _arrived: int = 0
     _attention: list[tuple[Any, str]] = field(default_factory=list)
@@ -166,8 +166,11 @@ class Distiller:
         if self.teacher is not None:
             assert self._dropout is not None
             self._dropout.update()
-            # Taken now: some models write into the containers that they are called with.
-            self._call = Call.remember(args, kwargs)
+            self._said = None
+            if torch.is_grad_enabled():
+                # Before the student: what the teacher needs on its way is gone when that keeps most. And
+                # some models write into the containers that they are called with.
+                self._said = self._teach(self.teacher, Call.remember(args, kwargs))
             for recorder in self._student:
                 recorder.begin()
         return args, kwargs
@@ -178,9 +181,9 @@ class Distiller:
             return None
         if self.teacher is None:
             return self._carry(out, kwargs, None)
-        assert self._call is not None
         passes = [recorder.end() for recorder in self._student]
-        if not torch.is_grad_enabled():
+        said, self._said = self._said, None
+        if said is None:
             return out
         if not all(passes):
             raise RuntimeError(
@@ -191,7 +194,7 @@ class Distiller:
         aux = distillation_loss(
             self.model,
             (out, passes),
-            self._teach(self.teacher, self._call),
+            said,
             self.teacher,
             self.config,
             problem_type=getattr(getattr(self.model, "config", None), "problem_type", None),

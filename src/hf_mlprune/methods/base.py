@@ -94,6 +94,13 @@ class Method(ABC, Generic[S]):
         gate.keep.fill_(True)
         gate.scores.zero_()
 
+    def take_up(self, stage: Stage) -> None:
+        """Bring what was learned to the masks as they landed, when a run goes on to its next target.
+
+        Args:
+            stage: whose gates keep the units of the target before, its candidates.
+        """
+
     @abstractmethod
     def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
         """Learn from one optimizer step, before the optimizer's update.
@@ -118,7 +125,10 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:
-        """Keep masks for the next step: per gate, bool ``(active units,)``."""
+        """Keep masks for the next step: per gate, bool ``(active units,)``.
+
+        What is not among the stage's candidates is removed all the same.
+        """
 
     @abstractmethod
     def priorities(self, stage: Stage) -> list[Tensor]:

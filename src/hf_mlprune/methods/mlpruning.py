@@ -134,6 +134,17 @@ class LearnedThresholds(Method[ThresholdSettings]):
         for name in ("threshold_average", "threshold_square_average"):
             gate.get_buffer(name).zero_()
 
+    @torch.no_grad()
+    def take_up(self, stage: Stage) -> None:
+        """Give each θ the kept ratio that its gate landed on, and forget the moments of the way there."""
+        for gate in stage.gates:
+            # Of all and of no units the threshold would be infinite.
+            ratio = gate.keep.double().mean().clamp(0.5 / gate.units, 1 - 0.5 / gate.units)
+            gate.get_buffer("threshold").fill_(self.settings.temperature * float(torch.logit(ratio)))
+            for name in ("scores", "threshold"):
+                gate.get_buffer(f"{name}_average").zero_()
+                gate.get_buffer(f"{name}_square_average").zero_()
+
     def learn(self, stage: Stage, gradients: list[Tensor], target: float, progress: Progress) -> Pressure:
         """One Adam step on scores and thresholds."""
         if progress.phase is Phase.WARMUP:
@@ -160,9 +171,11 @@ class LearnedThresholds(Method[ThresholdSettings]):
         if progress.phase is Phase.WARMUP or target >= 1:
             return [torch.ones(active, dtype=torch.bool) for active in stage.active]
         masks = []
-        for gate, active in zip(stage.gates, stage.active, strict=True):
+        for gate, active, candidates in zip(stage.gates, stage.active, stage.candidates, strict=True):
             ratio = float(keep_ratio(gate.get_buffer("threshold"), self.settings.temperature))
-            masks.append(top_k(gate.scores[:active], kept_units(ratio, active, stage.minimum)))
+            kept = min(kept_units(ratio, active, stage.minimum), int(candidates.sum()))
+            scores = gate.scores[:active]
+            masks.append(top_k(scores.masked_fill(~candidates.to(scores.device), -torch.inf), kept))
         return masks
 
     def priorities(self, stage: Stage) -> list[Tensor]:

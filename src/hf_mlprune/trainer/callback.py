@@ -39,7 +39,7 @@ from .session import (
     rescue,
     use_evaluation_weights,
 )
-from .targets import check_folders, write_target
+from .targets import check_targets, write_target
 
 
 class PruningCallback(TrainerCallback, ExportableState):
@@ -125,6 +125,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         train_dataloader: Any,
+        processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
         """Begin or take up the run.
@@ -149,14 +150,16 @@ class PruningCallback(TrainerCallback, ExportableState):
             )
         session = self._prepare(model)
         if state.is_world_process_zero:
-            check_folders(Path(args.output_dir), pruning_states(model)[0].config)
+            check_targets(Path(args.output_dir), pruning_states(model)[0].config, processing_class)
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step:
             check_resumed(stored, self.state(), state.max_steps)
         self.planned_steps = state.max_steps
         # A checkpoint written without this callback lacks the entry that Trainer fills at saving.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        start(model, state.max_steps, state.global_step, length=typical_length(train_dataloader))
+        wanted = pruning_states(model)[0].length is not None
+        length = typical_length(train_dataloader) if wanted else None
+        start(model, state.max_steps, state.global_step, length=length)
         session.close()  # of a run that failed
         session.publisher.begin(train_dataloader)
         resumed = stored["attributes"] if state.global_step else {}
@@ -220,7 +223,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         finished = finished_target(model, state.global_step)
         if finished is not None and state.is_world_process_zero:
             use_evaluation_weights(optimizer)
-            write_target(session, finished, args, state, processing_class)
+            try:
+                write_target(session, finished, args, state, processing_class)
+            except BaseException as error:
+                error.add_note(rescue(model, Path(args.output_dir)))
+                raise
         advance(model, state.global_step)
         if control.should_training_stop:
             use_evaluation_weights(optimizer)

@@ -29,13 +29,14 @@ def has_no_labels(dataloader: Any, args: TrainingArguments) -> bool:
 
 
 def typical_length(dataloader: Any) -> int | None:
-    """Median number of tokens of a row, padding aside.
+    """Median number of tokens of a sequence, padding aside.
 
     Args:
         dataloader: of the training data.
 
     Returns:
-        ``None`` where it is not known: the data are no `datasets.Dataset` with a column ``input_ids``.
+        ``None`` where it is not known: the data are no `datasets.Dataset` with lists of numbers in a column
+        ``input_ids``.
     """
     dataset = getattr(dataloader, "dataset", None)
     # Without that package there is none of its data.
@@ -48,6 +49,23 @@ def typical_length(dataloader: Any) -> int | None:
     if not len(dataset):
         return None
     rows = range(0, len(dataset), -(-len(dataset) // SAMPLED_ROWS))
-    column = "attention_mask" if "attention_mask" in dataset.column_names else "input_ids"
-    values = dataset.with_format(None).select(rows)[column]
-    return int(np.median([np.sum(row) if column == "attention_mask" else len(row) for row in values]))
+    sample = dataset.with_format(None).select(rows)
+    masked = "attention_mask" in dataset.column_names
+    try:
+        lengths = [
+            sum(sequence) if masked else len(sequence)
+            for row in sample["attention_mask" if masked else "input_ids"]
+            for sequence in _sequences(row)
+        ]
+    except TypeError:
+        return None
+    # A mask of anything but 0 and 1 says nothing of lengths.
+    fits = bool(lengths) and all(type(length) is int and length > 0 for length in lengths)
+    return int(np.median(lengths)) if fits else None
+
+
+def _sequences(row: Any) -> list[Any]:
+    """The lists of numbers in a row: one, or several where a row holds choices."""
+    if not isinstance(row, list):
+        raise TypeError
+    return [found for part in row for found in _sequences(part)] if isinstance(row[0], list) else [row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +84,8 @@ class Publisher:
     def describe(
         self, model: nn.Module, report: Report, args: TrainingArguments, state: TrainerState
     ) -> None:
-        """Make the card of a model that the run does not end with."""
-        note(model, report, self._facts(model, args, state))
+        """Make the card of a model that the run does not end with, and that has no repository of its own."""
+        note(model, report, dataclasses.replace(self._facts(model, args, state), repository=None))
 
     def evaluated(
         self,

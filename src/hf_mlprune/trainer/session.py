@@ -116,10 +116,12 @@ class Session:
     def without_hooks(self) -> Iterator[None]:
         """Take all hooks out for a while, in which the model can be copied."""
         self.close()
-        yield
-        self.watch()
-        if self.distiller is not None:
-            self.distiller.install()
+        try:
+            yield
+        finally:
+            self.watch()
+            if self.distiller is not None:
+                self.distiller.install()
 
     def rehearse(self) -> None:
         """Export the model as it will be at the end, with every second unit removed, and take that back.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_model
-from torch import nn
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..config import PruningConfig
@@ -27,12 +27,21 @@ def target_folder(output_dir: Path, settings: PruningConfig) -> Path:
     return output_dir / re.sub(r"[^\w.]+", "-", f"{name}-{value}")
 
 
-def check_folders(output_dir: Path, settings: PruningConfig) -> None:
-    """Refuse, before the first step, names that are taken by files.
+def check_targets(output_dir: Path, settings: PruningConfig, processing_class: Any) -> None:
+    """Refuse, before the first step, what could not be written on the way.
+
+    Args:
+        output_dir: of the run, which can be written.
+        settings: of the run.
+        processing_class: Trainer's tokenizer or processor, if it has one.
 
     Raises:
-        NotADirectoryError: says which.
+        NotADirectoryError: a file has the name of a folder.
+        Exception: whatever the tokenizer raises when it is saved.
     """
+    if settings.targets and processing_class is not None:
+        with tempfile.TemporaryDirectory(dir=output_dir) as trial:
+            processing_class.save_pretrained(trial)
     for index in range(len(settings.targets) - 1):
         folder = target_folder(output_dir, settings.with_target(index))
         if folder.exists() and not folder.is_dir():
@@ -78,20 +87,12 @@ def write_target(
         )
     session.publisher.describe(copy, found, args, state)
     folder = target_folder(Path(args.output_dir), settings)
-
-    def write(partial: Path) -> None:
-        _save(copy, partial)
-        if not (partial / REPORT_FILE).is_file():
-            write_json(partial / REPORT_FILE, found.to_dict())
-        if processing_class is not None:
-            processing_class.save_pretrained(partial)
-
-    write_folder(folder, write)
-    print_end(found, settings, saved=folder)
-
-
-def _save(model: nn.Module, folder: Path) -> None:
-    if isinstance(model, PreTrainedModel):
-        model.save_pretrained(folder)
+    if isinstance(copy, PreTrainedModel):
+        # What else lies there is left alone.
+        copy.save_pretrained(folder)
     else:
-        save_model(model, str(folder / "model.safetensors"))
+        write_folder(folder, lambda partial: save_model(copy, str(partial / "model.safetensors")))
+        write_json(folder / REPORT_FILE, found.to_dict())
+    if processing_class is not None:
+        processing_class.save_pretrained(folder)
+    print_end(found, settings, saved=folder)
