@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer, TrainerCallback
 
 from families import each_family
 from hf_mlprune import (
@@ -194,6 +194,38 @@ def test_a_model_on_the_way_is_written_beside_what_lies_there(tmp_path):
     assert 0.5 < report(model).density <= 0.8
     settings = json.loads((tmp_path / "density-0.8" / "pruning_report.json").read_text())["settings"]
     assert PruningConfig.from_dict(settings).target == ("density", 0.8)
+
+
+class Rates(TrainerCallback):
+    """Learning rates that updates are taken with, and what the schedule says."""
+
+    def __init__(self) -> None:
+        self.taken, self.scheduled = [], []
+
+    def on_pre_optimizer_step(self, args, state, control, *, optimizer, lr_scheduler, **kwargs):
+        self.taken.append(optimizer.param_groups[0]["lr"])
+        self.scheduled.append(lr_scheduler.get_last_lr()[0])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_step_size_cools_down_towards_each_target_but_the_last(schedule, tmp_path):
+    rates = Rates()
+    callback = PruningCallback(targets=[0.8, 0.6])
+    changes = {"max_steps": 60, "lr_scheduler_type": schedule, "warmup_steps": 4}
+    trainer = make_trainer(tmp_path, make_model(), callback, callbacks=[rates], **changes)
+    trainer.train()
+    plain = Rates()
+    make_trainer(tmp_path, make_model(), callbacks=[plain], **changes).train()
+    # The schedule is the stock one throughout.
+    assert rates.scheduled == plain.scheduled == plain.taken
+    first, last = make_schedules(callback.config, 60)
+    factors = [taken / scheduled if scheduled else 1.0 for taken, scheduled in
+               zip(rates.taken, rates.scheduled, strict=True)]  # fmt: skip
+    middle = (first.blocks_end + first.end) // 2
+    assert all(factor == 1 for factor in factors[: middle + 1] + factors[last.start :])
+    falling = factors[middle : first.end]
+    assert falling == sorted(falling, reverse=True)
+    assert 0 < falling[-1] <= 1 / (first.end - middle) + 1e-9
 
 
 class FullDisk:

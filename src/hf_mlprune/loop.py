@@ -93,6 +93,14 @@ def finished_target(model: nn.Module, step: int) -> int | None:
     return run.index if run.ends_at(step) else None
 
 
+def cooldown(model: nn.Module) -> float:
+    """Factor for the learning rate of the next update, in ``(0, 1]``; other than 1 with several targets only.
+
+    It falls towards the end of each target but the last, whose end is left to the schedule of the run.
+    """
+    return current_run(pruning_states(model)[0]).cooldown()
+
+
 def is_running(model: nn.Module) -> bool:
     """Whether a run was begun on a model."""
     return is_attached(model) and pruning_states(model)[0].run is not None

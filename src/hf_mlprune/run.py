@@ -75,6 +75,10 @@ class Run:
         """Whether the model after so many steps is that of a target that others follow."""
         return step == self.schedule.end and self.index + 1 < len(self.schedules)
 
+    def cooldown(self) -> float:
+        """Factor of the optimizer's step size; 1, unless the model of a target is soon to be kept."""
+        return self.schedule.cooldown(self.step) if self.index + 1 < len(self.schedules) else 1.0
+
     def progress(self) -> Progress:
         """Where the run is, for the method."""
         return Progress(self.step, self.phase, self.schedule, self.origin)

@@ -47,6 +47,15 @@ class Schedule:
         edges = (self.start, self.warmup_end, self.structured_end, self.blocks_end, self.end)
         return edges[phase], edges[phase + 1]
 
+    def cooldown(self, step: int) -> float:
+        """Factor of the step size after ``step`` completed steps, in ``(0, 1]``.
+
+        It falls to 0 in the second half of the steps with final masks, so that a model on the way is as well
+        settled as one whose run ends there.
+        """
+        first = (self.blocks_end + self.end) // 2
+        return min(1.0, (self.end - step) / max(1, self.end - first))
+
 
 class PhaseShares(Protocol):
     """What a schedule needs of :class:`~hf_mlprune.config.PruningConfig`: see there."""

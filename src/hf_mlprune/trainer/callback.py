@@ -193,13 +193,25 @@ class PruningCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         *,
         model: nn.Module,
+        optimizer: torch.optim.Optimizer,
         **kwargs: Any,
     ) -> None:
-        """Learn from the gradients of the masks."""
+        """Learn from the gradients of the masks; with several targets, cool down towards each."""
         session = self._at_work()
         if session.distiller is not None:
             session.distiller.check_arrived()
         collect(model)
+        session.cool_down(optimizer)
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave the learning rates to the schedule again."""
+        self._at_work().warm_up()
 
     def on_step_end(
         self,

@@ -29,6 +29,7 @@ from ..editing import edited
 from ..encoders import inspect_encoders
 from ..families import head_of
 from ..files import write_folder
+from ..loop import cooldown
 from ..reports.card import CardFacts
 from ..reports.latency import Latency, measure_latency
 from ..reports.report import report
@@ -72,6 +73,7 @@ class Session:
     publisher: Publisher = field(default_factory=Publisher)
     _rehearsed: set[bool] = field(default_factory=set)
     _handle: RemovableHandle | None = None
+    _rates: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
 
     def begin(
         self, args: TrainingArguments, *, without_labels: bool = False, rows_without_labels: bool = False
@@ -122,6 +124,21 @@ class Session:
             self.watch()
             if self.distiller is not None:
                 self.distiller.install()
+
+    def cool_down(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the next update with a smaller step, if the model of a target is soon to be written."""
+        factor = cooldown(self.model)
+        # Some optimizers take steps of their own size, and have None there.
+        groups = [group for group in optimizer.param_groups if group["lr"] is not None]
+        self._rates = [(group, group["lr"]) for group in groups] if factor < 1 else []
+        for group, rate in self._rates:
+            group["lr"] = factor * rate
+
+    def warm_up(self) -> None:
+        """Give the optimizer its own learning rates back: those of the run's schedule."""
+        for group, rate in self._rates:
+            group["lr"] = rate
+        self._rates = []
 
     def rehearse(self) -> None:
         """Export the model as it will be at the end, with every second unit removed, and take that back.
