@@ -57,7 +57,7 @@ venv: $(READY)
 # The native code is built into the source tree, not into the environment.
 given-environment: src/hf_mlprune/kernels/native.so
 	@$(PYTHON) -c "import torch" || { echo "expected torch in $(PYTHON); install it there, or leave PYTHON out to use .venv"; exit 1; }
-	@$(PYTHON) -c "import hypothesis, importlinter, mypy, nncf, onnxruntime, onnxscript, openvino, optimum.quanto, optuna, peft, pytest, pytest_timeout, ruff, schedulefree, sentence_transformers, torchao, xdist" \
+	@$(PYTHON) -c "import hypothesis, importlinter, matplotlib, mypy, nncf, onnxruntime, onnxscript, openvino, optimum.quanto, optuna, peft, playwright, pytest, pytest_timeout, ruff, schedulefree, sentence_transformers, torchao, xdist" \
 	  || { echo "expected the development tools in $(PYTHON); run there: pip install --group dev '.[train]' (pip 25.1 or newer), or leave PYTHON out to use .venv"; exit 1; }
 
 src/hf_mlprune/kernels/native.so: setup.py $(wildcard src/hf_mlprune/kernels/native/*)

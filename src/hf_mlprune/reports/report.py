@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +26,8 @@ from ..state import STATE_NAME, PruningState
 from .latency import Latency
 
 REPORT_VERSION = 1
+#: Of the table of layers, wherever it is shown.
+COLUMNS = ("layer", "heads", "O rows", "FC1 rows", "FC2 rows", "blocks", "weights")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,40 @@ class Report:
             "density_of_pruned_layers": self.density_of_pruned_layers,
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: it is no report, or one of another version.
+        """
+        if data.get("version") != REPORT_VERSION:
+            raise ValueError(
+                f"report: expected version {REPORT_VERSION}, got {data.get('version')!r}; if a newer "
+                "hf-mlprune wrote it, upgrade with `pip install -U hf-mlprune`"
+            )
+        try:
+            given = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+            pairs = {name: tuple(given[name]) for name in ("parameters", "multiply_adds")}
+            layers = tuple(
+                LayerReport(
+                    **cast(Any, {k: tuple(x) if isinstance(x, list) else x for k, x in layer.items()})
+                )
+                for layer in given["layers"]
+            )
+            latency = tuple(Latency(**row) for row in given["latency"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"report: expected the fields of a report, got {error!r}") from error
+        return cls(**{**given, **pairs, "layers": layers, "latency": latency})
+
+    def _repr_html_(self) -> str:
+        """The table of layers, as notebooks show it."""
+        titles = "".join(f"<th>{title}</th>" for title in COLUMNS)
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in self._rows())
+        lines = "".join(f"<p>{line}</p>" for line in self.latency_lines())
+        caption = f"{self.density:.1%} of the encoder's weights are left"
+        return f"<table><caption>{caption}</caption><tr>{titles}</tr>{rows}</table>{lines}"
+
     @property
     def density_of_pruned_layers(self) -> float:
         """As :attr:`density`, without the layers that the run left alone: what the target counts."""
@@ -106,7 +142,7 @@ class Report:
     def table(self) -> Table:
         """Kept of all, per layer and level, for a terminal."""
         table = Table(title=f"kept of the encoder: {self.density:.1%} of the weights")
-        for name in ("layer", "heads", "O rows", "FC1 rows", "FC2 rows", "blocks", "weights"):
+        for name in COLUMNS:
             table.add_column(name, justify="right")
         for row in self._rows():
             table.add_row(*row)
@@ -130,10 +166,7 @@ class Report:
 
     def markdown(self) -> str:
         """The per-layer table as Markdown."""
-        rows = [
-            "| layer | heads | O rows | FC1 rows | FC2 rows | blocks | weights |",
-            "|---:|---:|---:|---:|---:|---:|---:|",
-        ]
+        rows = [f"| {' | '.join(COLUMNS)} |", f"|{'---:|' * len(COLUMNS)}"]
         rows += [f"| {' | '.join(row)} |" for row in self._rows()]
         return "\n".join(rows)
 
@@ -161,7 +194,7 @@ def report(
     Raises:
         TypeError: the model is of no known family.
     """
-    encoders = _reported(model)
+    encoders = reported_encoders(model)
     length = length or tokens_of(encoders[0]) or 128
     layers = tuple(
         _layer_report(encoder, index) for encoder in encoders for index in range(len(encoder.layers))
@@ -194,7 +227,7 @@ def report(
     )
 
 
-def _reported(model: nn.Module) -> list[Encoder]:
+def reported_encoders(model: nn.Module) -> list[Encoder]:
     """The encoders that are pruned or have masks; all of a model that is dense."""
     found = known_encoders(model)
     pruned = [

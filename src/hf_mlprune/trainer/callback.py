@@ -21,7 +21,7 @@ from ..config import PruningConfig
 from ..files import write_json
 from ..loop import advance, collect, figures, finished_target, is_running, start
 from ..modeling.pretrained import REPORT_FILE
-from ..reports.report import print_end, report
+from ..reports.report import Report, print_end, report
 from ..run import current_run, is_within_target, predicted_speedup
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states
@@ -81,6 +81,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.config = PruningConfig.create(density, **settings) if targeted else None
         self.planned_steps: int | None = None
         self.teacher_fingerprint: str | None = None
+        # Of the pruned model, once there is one.
+        self.report: Report | None = None
         self.taught_by_object = isinstance(teacher, nn.Module)
         self._settings: PruningConfig | None = self.config
         self._session: Session | None = None
@@ -342,6 +344,7 @@ class PruningCallback(TrainerCallback, ExportableState):
                 length=length,
                 predicted_speedup=predicted,
             )
+            self.report = found
             session.publisher.finish(model, found, args, state)
             if state.is_world_process_zero:
                 write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())

@@ -1,0 +1,294 @@
+"""The command ``hf-mlprune``: its verbs are functions of this package, called with what was typed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from transformers.utils import is_datasets_available
+from transformers.utils import logging as transformers_logging
+
+app = typer.Typer(
+    help="Prune BERT-family encoders: small and fast models from your own data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+
+Folder = Annotated[str, typer.Argument(help="folder of a pruned model")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead")]
+Trace = Annotated[bool, typer.Option("--traceback", help="print where an error comes from", hidden=True)]
+
+#: Exit codes: of an error that is said in words, and of Ctrl-C.
+FAILED, INTERRUPTED = 1, 130
+
+
+@contextmanager
+def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
+    """Print an error as one line and end the command with an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        if traceback:
+            raise
+        err.print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(FAILED) from None
+
+
+@app.callback()
+def quiet() -> None:
+    """Prune BERT-family encoders: small and fast models from your own data."""
+    # The terminal is for what this command says.
+    for name in ("onnxruntime", "root"):
+        logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)
+    if is_datasets_available():
+        import datasets
+
+        datasets.disable_progress_bars()
+
+
+def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
+    """``["a=1", "b=x"]`` as ``{"a": 1, "b": "x"}``; values are read as JSON where they are JSON."""
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="folder or hub name of the model, fine-tuned or not")],
+    data: Annotated[
+        str, typer.Option(help="CSV, TSV, JSON lines or Parquet file, a folder, or a hub data set")
+    ],
+    out_folder: Annotated[str, typer.Option("--out", help="folder for the pruned model")],
+    task: Annotated[
+        str, typer.Option(help="text-classification, regression, token-classification, embeddings")
+    ] = ("text-classification"),
+    test: Annotated[str | None, typer.Option(help="file with the rows to test on")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="ROLE=COLUMN, as in text=review; may be repeated")
+    ] = None,
+    density: Annotated[float | None, typer.Option(help="share of encoder weights to keep (0.25)")] = None,
+    speedup: Annotated[float | None, typer.Option(help="or: times as fast on this machine")] = None,
+    latency: Annotated[str | None, typer.Option(help="or: time of a forward pass, as '12 ms'")] = None,
+    size: Annotated[str | None, typer.Option(help="or: bytes of the file, as '30 MB'")] = None,
+    method: Annotated[str | None, typer.Option(help="how importance is learned")] = None,
+    preset: Annotated[str, typer.Option(help="default, or paper")] = "default",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of any other setting of PruningConfig")
+    ] = None,
+    fine_tune: Annotated[
+        bool | None,
+        typer.Option("--fine-tune/--no-fine-tune", help="before pruning (guessed from the model)"),
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="of pruning")] = 6.0,
+    fine_tune_epochs: Annotated[float, typer.Option()] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="of pruning, in place of epochs")] = None,
+    fine_tune_steps: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int, typer.Option()] = 32,
+    learning_rate: Annotated[float | None, typer.Option(help="of pruning")] = None,
+    fine_tune_learning_rate: Annotated[float | None, typer.Option()] = None,
+    max_length: Annotated[int, typer.Option(help="most tokens of a row")] = 128,
+    seed: Annotated[int, typer.Option()] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen, and end")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted job")] = False,
+    as_json: AsJson = False,
+    traceback: Trace = False,
+) -> None:
+    """Fine-tune a model on your data if need be, prune it, evaluate it, and write it with report and card."""
+    with errors_in_words(traceback=traceback):
+        from .jobs import Job
+        from .jobs import prune as do_job
+        from .jobs.preparing import describe, prepare
+
+        named = {"density": density, "speedup": speedup, "latency": latency, "size": size, "method": method}
+        settings = {name: value for name, value in named.items() if value is not None}
+        settings |= {"preset": preset, **pairs(setting, "--set")}
+        if not {"density", "speedup", "latency", "size", "multiply_adds", "targets"} & set(settings):
+            settings["density"] = 0.25
+        columns = {role: str(name) for role, name in pairs(column, "--column").items()}
+        job = Job(
+            model=model, data=data, out=out_folder, task=task, settings=settings, test=test, columns=columns,
+            fine_tune=fine_tune, epochs=epochs, fine_tune_epochs=fine_tune_epochs, batch_size=batch_size,
+            steps=steps, fine_tune_steps=fine_tune_steps,
+            learning_rate=learning_rate, fine_tune_learning_rate=fine_tune_learning_rate,
+            max_length=max_length, seed=seed,
+        )  # fmt: skip
+        if dry_run:
+            show(describe(prepare(job)), as_json=as_json)
+            return
+        try:
+            found = do_job(job, resume=resume, say=lambda text: err.print(escape(text)))
+        except KeyboardInterrupt:
+            err.print("interrupted; the same command with --resume goes on from the last checkpoint")
+            raise typer.Exit(INTERRUPTED) from None
+        if as_json:
+            show(found.to_dict(), as_json=True)
+            return
+        from .jobs.showing import summary
+
+        out.print(summary(found))
+
+
+def show(data: dict[str, Any], *, as_json: bool) -> None:
+    """Print a dictionary: as JSON, or one line for each entry."""
+    if as_json:
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        return
+    width = max(map(len, data))
+    for name, value in data.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        text = ", ".join(map(str, text)) if isinstance(text, list) else text
+        out.print(f"[bold]{name:<{width}}[/bold]  {escape(str(text))}")
+
+
+@app.command()
+def report(
+    folder: Folder,
+    html: Annotated[
+        Path | None, typer.Option(help="write a page with maps of every layer to this file")
+    ] = None,
+    as_json: AsJson = False,
+    traceback: Trace = False,
+) -> None:
+    """What a pruned model has left: heads, rows, blocks, weights, size, speed."""
+    with errors_in_words(traceback=traceback):
+        from .reports.folder import read_folder
+        from .reports.page import write_page
+
+        found = read_folder(folder)
+        if html is not None:
+            write_page(found, html)
+            err.print(f"written: {html}")
+        if as_json:
+            show(found.report.to_dict(), as_json=True)
+        elif html is None:
+            out.print(found.report.table())
+            for line in found.lines():
+                out.print(escape(line))
+
+
+@app.command()
+def bench(
+    folder: Folder,
+    against: Annotated[
+        str | None, typer.Option(help="model to compare with (its dense form, random weights)")
+    ] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="torch, onnx, openvino; may be repeated")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="rows x tokens, as 1x128; may be repeated")] = None,
+    threads: Annotated[int | None, typer.Option()] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="the export too, in int8 (onnx, openvino)")] = False,
+    as_json: AsJson = False,
+    traceback: Trace = False,
+) -> None:
+    """Measure a pruned model against its dense form, in turn, on this machine."""
+    with errors_in_words(traceback=traceback):
+        from .exporting.bench import bench as measure
+
+        found = measure(
+            folder,
+            against=against,
+            engines=engine or ["torch"],
+            shapes=shape or ["1x128"],
+            threads=threads,
+            int8=int8,
+        )
+        if as_json:
+            show(found.to_dict(), as_json=True)
+        else:
+            out.print(found.table())
+
+
+@app.command()
+def plot(
+    folder: Folder,
+    file: Annotated[Path, typer.Option("--out", help="PNG or SVG file")],
+    traceback: Trace = False,
+) -> None:
+    """Draw what is left per layer, the maps, and the curves of training."""
+    with errors_in_words(traceback=traceback):
+        from .reports.folder import read_folder
+        from .reports.plot import write_plot
+
+        write_plot(read_folder(folder), file)
+        err.print(f"written: {file}")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    target: Annotated[str, typer.Option("--out", help="folder for the export")],
+    to: Annotated[
+        str, typer.Option(help="onnx, onnx-blocks, openvino, torch, aotinductor, stock, dense")
+    ] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8")] = False,
+    threads: Annotated[int | None, typer.Option()] = None,
+    as_json: AsJson = False,
+    traceback: Trace = False,
+) -> None:
+    """Write a model for an engine, proved equal and measured."""
+    with errors_in_words(traceback=traceback):
+        from .exporting.export import export as write
+
+        found = write(folder, target, to, int8=int8, threads=threads)
+        if as_json:
+            show(found.to_dict(), as_json=True)
+        else:
+            out.print(escape(str(found)))
+            err.print(f"written: {target}")
+
+
+@app.command()
+def compare(first: Folder, second: Folder, as_json: AsJson = False, traceback: Trace = False) -> None:
+    """Two pruned models side by side."""
+    with errors_in_words(traceback=traceback):
+        from .reports.folder import compare as side_by_side
+        from .reports.folder import comparison_table
+
+        found = side_by_side(first, second)
+        if as_json:
+            show(found, as_json=True)
+        else:
+            out.print(comparison_table(found))
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repository: Annotated[str, typer.Argument(help="name on the hub, with its owner")],
+    private: Annotated[bool, typer.Option("--private")] = False,
+    traceback: Trace = False,
+) -> None:
+    """Upload a pruned model, with tokenizer, report and card."""
+    with errors_in_words(traceback=traceback):
+        from .reports.folder import push as upload
+
+        out.print(escape(upload(folder, repository, private=private)))
+
+
+def main() -> None:
+    """Run the command."""
+    app()

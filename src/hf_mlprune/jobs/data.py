@@ -1,0 +1,160 @@
+"""Rows of a file, a folder or a data set of the hub, split into those to train on and those to test on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from sklearn.model_selection import train_test_split
+
+#: Ending of a file -> how `datasets` reads it.
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+#: Splits that a test is taken from, the first that is there and has labels.
+TEST_SPLITS = ("test", "validation", "dev")
+#: Held-out rows where there is no test: this share, and at most so many.
+HELD_OUT, MOST_HELD_OUT = 0.1, 2000
+
+
+def read_data(data: str, test: str | None, *, seed: int, label: str | None = None) -> DatasetDict:
+    """Rows to train on and to test on.
+
+    Args:
+        data: a file, a folder with one file per split (``train.csv``, ``test.csv``), or a name of the hub,
+            with a configuration behind a colon if it has several (``glue:mrpc``).
+        test: a file with the rows to test on; without one the data's own test split is taken, or rows
+            are held out.
+        seed: of held-out rows.
+        label: column that held-out rows are stratified by, if its values are classes.
+
+    Returns:
+        Splits ``train`` and ``test``.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no such data set.
+        ValueError: a file of another kind, or without rows.
+    """
+    splits = _read(data, "data")
+    if "train" not in splits:
+        raise ValueError(f"data: expected a split 'train' in {data}, got {list(splits)}")
+    train = splits["train"]
+    if test is not None:
+        found = _read(test, "test")
+        held_out = found["test"] if "test" in found else next(iter(found.values()))
+    else:
+        named = next(
+            (name for name in TEST_SPLITS if name in splits and _has_labels(splits[name], label)), None
+        )
+        if named is not None:
+            held_out = splits[named]
+        else:
+            train, held_out = _hold_out(train, seed, label)
+    for name, rows in (("data", train), ("test", held_out)):
+        if not len(rows):
+            raise ValueError(f"{name}: expected rows, got none")
+    missing = sorted(set(train.column_names) - set(held_out.column_names))
+    if missing and (label is None or label in missing):
+        raise ValueError(f"test: expected the columns of the data, got none named {missing}")
+    return DatasetDict({"train": train, "test": held_out})
+
+
+def _read(source: str, argument: str) -> dict[str, Dataset]:
+    path = Path(source)
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in READERS}
+        if not files:
+            raise ValueError(
+                f"{argument}: expected files such as train.csv in {source} ({', '.join(READERS)}), got none"
+            )
+        if "train" not in files and len(files) == 1:
+            files = {"train": next(iter(files.values()))}
+        return {name: _read_file(file, argument) for name, file in files.items()}
+    if path.is_file():
+        return {"train": _read_file(path, argument)}
+    if path.suffix in READERS or path.is_absolute() or source.startswith((".", "~")):
+        raise FileNotFoundError(f"{argument}: expected a file or folder, got {source}, where nothing is")
+    name, _, configuration = source.partition(":")
+    return dict(load_dataset(name, configuration or None))
+
+
+def _read_file(file: Path, argument: str) -> Dataset:
+    if file.suffix not in READERS:
+        raise ValueError(f"{argument}: expected a file of {', '.join(READERS)}, got {file}")
+    if not file.stat().st_size:
+        raise ValueError(f"{argument}: expected rows in {file}, got an empty file")
+    reader, options = READERS[file.suffix]
+    try:
+        return load_dataset(reader, data_files=str(file), split="train", **options)
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"{argument}: expected {reader} in {file}, got what cannot be read: {cause}"
+        ) from error
+
+
+def _has_labels(rows: Dataset, label: str | None) -> bool:
+    """Whether a split is labelled: test sets of the hub often hold -1."""
+    if label is None or label not in rows.column_names:
+        return label is None
+    values = rows[:100][label]
+    return any(value not in (-1, None) for value in values)
+
+
+def _hold_out(rows: Dataset, seed: int, label: str | None) -> tuple[Dataset, Dataset]:
+    size = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(rows))))
+    if len(rows) < 2:
+        raise ValueError(f"data: expected two rows or more to hold some out as a test, got {len(rows)}")
+    values = rows[label] if label is not None else []
+    counts = Counter(values) if values and isinstance(values[0], (str, int)) else Counter()
+    # So many of each class as there are of it, where every class has a row for both sides.
+    fits = 1 < len(counts) <= size and len(counts) <= len(rows) - size and min(counts.values()) > 1
+    train, test = train_test_split(
+        range(len(rows)), test_size=size, random_state=seed, stratify=list(values) if fits else None
+    )
+    return rows.select(sorted(train)), rows.select(sorted(test))
+
+
+def find_columns(
+    rows: Dataset, roles: dict[str, Sequence[str]], given: dict[str, str], optional: Sequence[str]
+) -> dict[str, str]:
+    """Which column has which role.
+
+    Args:
+        rows: with columns.
+        roles: role -> usual names of its column, likely ones first.
+        given: role -> column, as the user says.
+        optional: roles that need not be there.
+
+    Raises:
+        ValueError: a role or column is not known, or a role has no column.
+    """
+    unknown = sorted(set(given) - set(roles))
+    if unknown:
+        raise ValueError(f"column: expected one of {list(roles)} for this task, got {unknown}")
+    for role, name in given.items():
+        if name not in rows.column_names:
+            raise ValueError(f"column: expected one of {rows.column_names} for {role}, got {name!r}")
+    if len(set(given.values())) < len(given):
+        raise ValueError(f"column: expected another column for each role, got {given}")
+    found = dict(given)
+    by_lower = {name.lower(): name for name in rows.column_names}
+    for role, usual in roles.items():
+        taken = set(found.values())
+        column = next((by_lower[n] for n in usual if n in by_lower and by_lower[n] not in taken), None)
+        if role not in found and column is not None:
+            found[role] = column
+    missing = [role for role in roles if role not in found and role not in optional]
+    if missing:
+        raise ValueError(
+            f"column: no column of {rows.column_names} looks like {missing[0]!r}; say which it is, as in "
+            f"--column {missing[0]}={rows.column_names[0]}"
+        )
+    return {role: found[role] for role in roles if role in found}

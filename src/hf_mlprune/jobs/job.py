@@ -1,0 +1,221 @@
+"""One whole job: fine-tune if need be, prune with that model as the teacher, evaluate, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from ..files import write_folder, write_json
+from ..reports.report import Report
+from ..trainer.callback import PruningCallback
+from ..trainer.resuming import last_complete_checkpoint
+from .agreement import agreement, save_sentence_model
+from .batches import LengthTrainer
+from .interrupting import SaveOnInterrupt
+from .plan import Job
+from .preparing import Prepared, prepare
+from .progress import Bar
+
+#: Folders of a job in its output; the underscore keeps them out of hub uploads.
+DENSE, WORK = "_dense", "_work"
+RECORD = "job.json"
+CHECKPOINTS = 10
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What a job did.
+
+    Attributes:
+        out: folder of the pruned model.
+        dense: folder or name of the model that it was pruned from.
+        task: of the job.
+        metric: name of the figure that counts.
+        dense_metrics: of the dense model, on the rows to test on.
+        pruned_metrics: of the pruned one.
+        report: what is left, measured.
+    """
+
+    out: str
+    dense: str
+    task: str
+    metric: str
+    dense_metrics: dict[str, float]
+    pruned_metrics: dict[str, float]
+    report: Report
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**dataclasses.asdict(self), "report": self.report.to_dict()}
+
+
+def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> JobReport:
+    """Do a job; the pruned model, its tokenizer, report and card lie in its folder at the end.
+
+    Args:
+        job: what to do.
+        resume: go on with a job that was interrupted.
+        say: is told what is found and done.
+
+    Raises:
+        FileExistsError: the folder holds something else, or a job that is to be resumed.
+        FileNotFoundError: there is nothing to resume.
+        ValueError: an argument or data that do not fit, or a job to resume that was another.
+        KeyboardInterrupt: after Ctrl-C; a checkpoint is written before.
+    """
+    out = Path(job.out)
+    _check_folder(job, out, resume=resume)
+    prepared = prepare(job)
+    _say_found(prepared, say)
+    work = out / WORK
+    write_json(work / RECORD, job.to_dict())
+    dense = job.model
+    if prepared.fine_tune:
+        dense = str(out / DENSE)
+        _fine_tune(prepared, work / "fine-tuning", Path(dense), resume=resume, say=say)
+    model, callback = prepared.model(dense), PruningCallback(teacher=dense, **job.settings)
+    trainer, saver = _make_trainer(prepared, model, work / "pruning", 1, [callback])
+    # By the trainer that prunes: so the card has the figures of both.
+    dense_metrics = _evaluate(prepared, trainer, None)
+    say(f"dense: {_figures(dense_metrics)}")
+    say(f"pruning to {job.config().goal}, {prepared.steps[1]} steps")
+    _train(trainer, saver, 1, resume=resume)
+    assert callback.report is not None
+    pruned_metrics = _evaluate(prepared, trainer, dense)
+    say(f"pruned: {_figures(pruned_metrics)}")
+    found = JobReport(
+        str(out), dense, job.task, prepared.task.metrics[0], dense_metrics, pruned_metrics, callback.report
+    )
+    _write(prepared, model, trainer, out, found)
+    shutil.rmtree(work)
+    return found
+
+
+def _check_folder(job: Job, out: Path, *, resume: bool) -> None:
+    record = out / WORK / RECORD
+    if resume:
+        if not record.is_file():
+            raise FileNotFoundError(
+                f"resume: expected an interrupted job in {out}, got none; leave out --resume"
+            )
+        differences = job.differences(json.loads(record.read_text(encoding="utf-8")))
+        if differences:
+            raise ValueError(f"resume: expected the same arguments as before, {', '.join(differences)}")
+        return
+    if record.is_file():
+        raise FileExistsError(f"out: {out} holds an interrupted job; add --resume, or name a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"out: expected a new or an empty folder, got {out}, which holds something")
+
+
+def _say_found(prepared: Prepared, say: Say) -> None:
+    rows = ", ".join(f"{len(part)} rows to {name} on" for name, part in prepared.data.items())
+    say(f"data: {rows}; columns: {', '.join(f'{r}={c}' for r, c in prepared.task.columns.items())}")
+    if prepared.task.labels is not None:
+        names = prepared.task.labels
+        say(f"classes: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})")
+    action = f"fine-tuning first, {prepared.steps[0]} steps" if prepared.fine_tune else "no fine-tuning"
+    say(f"{action}: {prepared.why}")
+
+
+def _fine_tune(prepared: Prepared, work: Path, dense: Path, *, resume: bool, say: Say) -> None:
+    """Fine-tune the model into a folder, if that is not there already."""
+    if dense.is_dir():
+        return
+    # The head's first weights are drawn.
+    set_seed(prepared.job.seed)
+    model = prepared.model(prepared.job.model)
+    say(f"fine-tuning, {prepared.steps[0]} steps")
+    _train(*_make_trainer(prepared, model, work, 0, []), 0, resume=resume)
+
+    def write(partial: Path) -> None:
+        model.save_pretrained(partial)
+        prepared.tokenizer.save_pretrained(partial)
+
+    write_folder(dense, write)
+
+
+def _train(trainer: Trainer, saver: SaveOnInterrupt, stage: int, *, resume: bool) -> None:
+    """Train from the last checkpoint, if there is one to resume from."""
+    checkpoint = last_complete_checkpoint(trainer.args.output_dir) if resume else None
+    bar = Bar("pruning" if stage else "fine-tuning")
+    trainer.add_callback(bar)
+    try:
+        with saver.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        bar.close()
+        trainer.remove_callback(bar)
+
+
+def _make_trainer(
+    prepared: Prepared, model: PreTrainedModel, work: Path, stage: int, callbacks: list[Any]
+) -> tuple[Trainer, SaveOnInterrupt]:
+    """The stock Trainer of one of the two stages, and what listens to Ctrl-C."""
+    job, steps = prepared.job, max(1, prepared.steps[stage])
+    saver = SaveOnInterrupt()
+    # Each stage by itself draws the same, whether the one before was interrupted or not.
+    set_seed(job.seed)
+    trainer = LengthTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(work),
+            max_steps=steps,
+            per_device_train_batch_size=job.batch_size,
+            per_device_eval_batch_size=64,
+            learning_rate=prepared.rates[stage],
+            warmup_steps=round(0.06 * steps),
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            logging_steps=max(1, steps // 50),
+            save_strategy="steps",
+            save_steps=max(1, steps // CHECKPOINTS),
+            save_total_limit=1,
+            report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=True,
+            seed=job.seed,
+        ),
+        train_dataset=prepared.tokens["train"],
+        eval_dataset=prepared.tokens["test"],
+        data_collator=prepared.task.collator(prepared.tokenizer),
+        compute_metrics=None if job.task == "embeddings" else prepared.task.compute_metrics,
+        processing_class=prepared.tokenizer,
+        callbacks=[*callbacks, saver],
+    )
+    # With our bar nobody needs its dictionaries.
+    trainer.remove_callback(PrinterCallback)
+    return trainer, saver
+
+
+def _evaluate(prepared: Prepared, trainer: Trainer, dense: str | None) -> dict[str, float]:
+    """Figures of the trainer's model; of embeddings the agreement with those of a dense model."""
+    if prepared.job.task == "embeddings":
+        same = 100.0 if dense is None else agreement(prepared.model(dense), trainer.model, prepared)
+        return {"agreement": same}
+    found = trainer.evaluate()
+    ours = {name.removeprefix("eval_"): value for name, value in found.items()}
+    return {name: float(ours[name]) for name in prepared.task.metrics}
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in metrics.items()) or "no figures"
+
+
+def _write(prepared: Prepared, model: PreTrainedModel, trainer: Trainer, out: Path, found: JobReport) -> None:
+    """Put the pruned model and what is known of it into the folder."""
+    if not save_sentence_model(prepared.job.model, model, out):
+        # Not by the Trainer, which writes a pickle beside.
+        model.save_pretrained(out)
+        prepared.tokenizer.save_pretrained(out)
+    trainer.state.save_to_json(str(out / "trainer_state.json"))
+    write_json(out / RECORD, {**found.to_dict(), "job": prepared.job.to_dict()})

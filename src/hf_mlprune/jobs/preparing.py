@@ -1,0 +1,179 @@
+"""Everything of a job before its first step: data, columns, tokenizer, and whether to fine-tune."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from ..families import FAMILIES, UNSUPPORTED
+from ..modeling.checkpoint import keep_present_names
+from .data import read_data
+from .plan import Job
+from .tasks import TASKS, Task
+
+#: Least steps, so that small data are learned and pruned as well.
+LEAST_FINE_TUNING, LEAST_PRUNING = 200, 400
+#: Models of so many features are fine-tuned with smaller steps.
+LARGE = 512
+#: Pruning takes larger steps than fine-tuning.
+PRUNING_OVER_FINE_TUNING = 6
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can begin.
+
+    Attributes:
+        job: its arguments.
+        task: with columns and classes.
+        data: rows, splits ``train`` and ``test``.
+        tokens: the same as a model reads them.
+        tokenizer: of the model.
+        fine_tune: whether to fine-tune first.
+        why: why that is so.
+        steps: of fine-tuning and of pruning.
+        rates: learning rates of both.
+    """
+
+    job: Job
+    task: Task
+    data: DatasetDict
+    tokens: DatasetDict
+    tokenizer: Any
+    fine_tune: bool
+    why: str
+    steps: tuple[int, int]
+    rates: tuple[float, float]
+
+    def model(self, folder: str) -> PreTrainedModel:
+        """A model with the head of the task."""
+        model: PreTrainedModel = self.task.auto.from_pretrained(folder, **self.task.model_arguments())
+        # Else a checkpoint is written under the names of old files, which a resumed Trainer does not find.
+        keep_present_names(model)
+        return model
+
+
+def prepare(job: Job) -> Prepared:
+    """Read the data and look at the model.
+
+    Raises:
+        ValueError: an argument, or data that do not fit.
+        TypeError: a model that cannot be pruned.
+        OSError: model or data cannot be read.
+    """
+    if job.task not in TASKS:
+        raise ValueError(f"task: expected one of {list(TASKS)}, got {job.task!r}")
+    config = AutoConfig.from_pretrained(job.model)
+    known = {kind for family in FAMILIES for kind in (family.name, family.config.model_type)}
+    if config.model_type not in known:
+        why = UNSUPPORTED.get(config.model_type)
+        raise TypeError(
+            f"model: expected one of a known family ({', '.join(family.name for family in FAMILIES)}), got "
+            f"{config.model_type!r}{f': {why}' if why else ''}"
+        )
+    kind = TASKS[job.task]
+    first = read_data(job.data, job.test, seed=job.seed)
+    task = kind(first["train"], job.columns)
+    label = task.label_column
+    rows = first if label is None else read_data(job.data, job.test, seed=job.seed, label=label)
+    data = task.prepare(rows)
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    # Each split by itself: they may be of different formats.
+    length = min(job.max_length, tokenizer.model_max_length)
+    tokens = DatasetDict(
+        {
+            name: part.map(
+                partial(task.tokenize, tokenizer=tokenizer, max_length=length),
+                batched=True,
+                remove_columns=part.column_names,
+                load_from_cache_file=False,
+            )
+            for name, part in data.items()
+        }
+    )
+    fine_tune, why = _must_fine_tune(job, task, config)
+    size = len(tokens["train"])
+    per_epoch = math.ceil(size / job.batch_size)
+    steps = (
+        job.fine_tune_steps or max(LEAST_FINE_TUNING, math.ceil(job.fine_tune_epochs * per_epoch)),
+        job.steps or max(LEAST_PRUNING, math.ceil(job.epochs * per_epoch)),
+    )
+    rate = job.fine_tune_learning_rate or (5e-5 if config.hidden_size >= LARGE else 1e-4)
+    rates = (rate, job.learning_rate or PRUNING_OVER_FINE_TUNING * rate)
+    if not fine_tune:
+        steps = (0, steps[1])
+    return Prepared(job, task, data, tokens, tokenizer, fine_tune, why, steps, rates)
+
+
+def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
+    """Whether the model was not fine-tuned on this task, and how that is known."""
+    if job.task == "embeddings":
+        return False, "embeddings need none: the model is its own teacher"
+    if job.fine_tune is not None:
+        return job.fine_tune, "as you say"
+    architecture = (config.architectures or ["none"])[0]
+    ending = task.auto.__name__.removeprefix("AutoModel")
+    if not architecture.endswith(ending):
+        return True, f"the model is a {architecture}, without a head for this task"
+    names = [config.id2label[index] for index in sorted(config.id2label)]
+    if task.labels is not None and names != task.labels:
+        if len(names) == len(task.labels) and names == [f"LABEL_{index}" for index in range(len(names))]:
+            return False, f"the model is a {architecture} with {len(names)} unnamed classes"
+        return True, f"the model's classes are {names[:5]}, those of the data {task.labels[:5]}"
+    return False, f"the model is a {architecture} for these classes"
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """What would happen, in numbers; the time is that of a few steps of the dense model, times the steps."""
+    job, tokens = prepared.job, prepared.tokens
+    lengths = np.array([len(row) for row in tokens["train"]["input_ids"]])
+    seconds = _step_seconds(prepared)
+    labels = prepared.task.labels
+    return {
+        "model": job.model,
+        "task": job.task,
+        "target": prepared.job.config().goal,
+        "rows": {name: len(part) for name, part in tokens.items()},
+        "columns": prepared.task.columns,
+        "classes": labels if labels is None or len(labels) <= 20 else [*labels[:20], "..."],
+        "tokens": {
+            "median": int(np.median(lengths)),
+            "95 %": int(np.quantile(lengths, 0.95)),
+            "cut off": f"{np.mean(lengths >= job.max_length):.1%} of the rows",
+        },
+        "fine-tuning": f"{prepared.steps[0]} steps" if prepared.fine_tune else "none",
+        "because": prepared.why,
+        "pruning": f"{prepared.steps[1]} steps",
+        "batch size": job.batch_size,
+        "learning rates": {"fine-tuning": prepared.rates[0], "pruning": prepared.rates[1]},
+        "device": "GPU" if torch.cuda.is_available() else "CPU",
+        "about minutes": round(sum(prepared.steps) * seconds / 60, 1),
+    }
+
+
+def _step_seconds(prepared: Prepared) -> float:
+    """Seconds of a dense step, forward and backward; the first one, which sets up, is not counted."""
+    model = prepared.model(prepared.job.model).train()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    collate = prepared.task.collator(prepared.tokenizer)
+    rows = prepared.tokens["train"]
+    took = []
+    for step in range(TIMED_STEPS + 1):
+        places = [(step * prepared.job.batch_size + i) % len(rows) for i in range(prepared.job.batch_size)]
+        batch: Mapping[str, torch.Tensor] = collate([rows[place] for place in places])
+        began = time.perf_counter()
+        out = model(**{name: x.to(model.device) for name, x in batch.items()})
+        loss = out.loss if "loss" in out else out.last_hidden_state.square().mean()
+        loss.backward()
+        took.append(time.perf_counter() - began)
+    return float(np.median(took[1:]))

@@ -1,0 +1,28 @@
+"""What a job did, for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+
+from .job import JobReport
+
+
+def summary(found: JobReport) -> Group:
+    """Figures of the dense and the pruned model side by side, and what to do next."""
+    table = Table("", "dense", "pruned")
+    for name, value in found.dense_metrics.items():
+        table.add_row(name, f"{value:.1f}", f"{found.pruned_metrics[name]:.1f}")
+    report = found.report
+    table.add_row("parameters", f"{report.parameters[1]:,}", f"{report.parameters[0]:,}")
+    table.add_row("weights of the encoder", "100 %", f"{report.density:.1%}")
+    for row in report.latency[:2]:
+        shape = f"ms, {row.batch} x {row.length} tokens"
+        table.add_row(
+            shape, f"{row.dense_seconds * 1e3:.1f}", f"{row.pruned_seconds * 1e3:.1f} ({row.speedup:.1f}x)"
+        )
+    return Group(
+        table,
+        f"written: {found.out}",
+        f"next: hf-mlprune report {found.out} --html report.html, hf-mlprune export {found.out} --out onnx",
+    )

@@ -1,0 +1,269 @@
+"""The tasks of a job: which columns they read, how rows become tokens, and what is measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import Sequence as ListOf
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+)
+
+from .data import find_columns
+
+TEXT = (
+    "text",
+    "sentence",
+    "sentence1",
+    "premise",
+    "question1",
+    "question",
+    "query",
+    "review",
+    "content",
+    "title",
+)
+SECOND = ("text2", "text_pair", "sentence2", "hypothesis", "question2", "passage", "answer", "document")
+LABEL = ("label", "labels", "class", "category", "target", "intent", "sentiment", "score", "rating")
+#: More classes than this are no classes but numbers, or names that never repeat.
+MOST_CLASSES = 1000
+
+
+class Task(ABC):
+    """One kind of job.
+
+    Attributes:
+        columns: role -> column.
+        labels: names of the classes, if there are classes.
+    """
+
+    auto: ClassVar[Any]
+    roles: ClassVar[dict[str, Sequence[str]]]
+    optional: ClassVar[tuple[str, ...]] = ()
+    #: Names of its figures, the one that counts first; larger is better.
+    metrics: ClassVar[tuple[str, ...]]
+
+    def __init__(self, rows: Dataset, columns: Mapping[str, str]) -> None:
+        self.columns = find_columns(rows, self.roles, dict(columns), self.optional)
+        self.labels: list[str] | None = None
+
+    @property
+    def label_column(self) -> str | None:
+        """Column with what is to be predicted."""
+        return self.columns.get("label")
+
+    def prepare(self, data: DatasetDict) -> DatasetDict:
+        """Rows with only the columns of the task, labels as numbers; sets :attr:`labels`."""
+        return data.select_columns(list(self.columns.values()))
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What the model's config must say of the classes."""
+        if self.labels is None:
+            return {}
+        names = dict(enumerate(self.labels))
+        return {
+            "num_labels": len(names),
+            "id2label": names,
+            "label2id": {name: i for i, name in names.items()},
+        }
+
+    @abstractmethod
+    def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """A batch of rows as the model reads it."""
+
+    @abstractmethod
+    def collator(self, tokenizer: Any) -> Any:
+        """Makes batches."""
+
+    def compute_metrics(self, found: Any) -> dict[str, float]:
+        """Predictions -> figures."""
+        raise NotImplementedError
+
+
+class TextClassification(Task):
+    """One class for a text, or for a pair of texts."""
+
+    auto = AutoModelForSequenceClassification
+    roles: ClassVar = {"text": TEXT, "text2": SECOND, "label": LABEL}
+    optional = ("text2",)
+    metrics = ("accuracy", "f1")
+
+    def prepare(self, data: DatasetDict) -> DatasetDict:
+        """See :meth:`Task.prepare`."""
+        data = super().prepare(data)
+        data, self.labels = with_classes(data, self.columns["label"])
+        return data
+
+    def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """See :meth:`Task.tokenize`."""
+        texts = [[str(x) for x in rows[self.columns[r]]] for r in ("text", "text2") if r in self.columns]
+        return {
+            **tokenizer(*texts, truncation=True, max_length=max_length),
+            "labels": rows[self.columns["label"]],
+        }
+
+    def collator(self, tokenizer: Any) -> Any:
+        """See :meth:`Task.collator`."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def compute_metrics(self, found: Any) -> dict[str, float]:
+        """Accuracy and F1: of class 1 where there are two classes, else the mean over classes."""
+        predicted = found.predictions.argmax(-1)
+        average = "binary" if self.labels is not None and len(self.labels) == 2 else "macro"
+        return {
+            "accuracy": 100 * float(accuracy_score(found.label_ids, predicted)),
+            "f1": 100 * float(f1_score(found.label_ids, predicted, average=average, zero_division=0)),
+        }
+
+
+class Regression(TextClassification):
+    """A number for a text, or for a pair of texts."""
+
+    metrics = ("spearman", "pearson")
+
+    def prepare(self, data: DatasetDict) -> DatasetDict:
+        """See :meth:`Task.prepare`."""
+        data = Task.prepare(self, data)
+        try:
+            return data.cast_column(self.columns["label"], Value("float32"))
+        except Exception as error:
+            raise ValueError(
+                f"data: expected numbers in the column {self.columns['label']!r} for regression, got others "
+                f"({error})"
+            ) from error
+
+    def model_arguments(self) -> dict[str, Any]:
+        """See :meth:`Task.model_arguments`."""
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def compute_metrics(self, found: Any) -> dict[str, float]:
+        """Correlations x 100, of ranks and of values."""
+        predicted = np.asarray(found.predictions).squeeze(-1)
+        return {
+            "spearman": 100 * float(spearmanr(predicted, found.label_ids).statistic),
+            "pearson": 100 * float(pearsonr(predicted, found.label_ids).statistic),
+        }
+
+
+class TokenClassification(Task):
+    """A class for every word of a list; pieces behind the first of a word take no part."""
+
+    auto = AutoModelForTokenClassification
+    roles: ClassVar = {
+        "tokens": ("tokens", "words"),
+        "label": ("ner_tags", "tags", "labels", "label", "pos_tags", "class", "classes"),
+    }
+    metrics = ("f1", "accuracy")
+
+    def prepare(self, data: DatasetDict) -> DatasetDict:
+        """See :meth:`Task.prepare`."""
+        data = super().prepare(data)
+        for name in self.columns.values():
+            if not isinstance(data["train"][0][name], list):
+                raise ValueError(
+                    f"data: expected lists in the column {name!r}, one entry per word, got "
+                    f"{type(data['train'][0][name]).__name__}; JSON lines or Parquet hold lists"
+                )
+        label = self.columns["label"]
+        kind = data["train"].features[label].feature
+        if isinstance(kind, ClassLabel):
+            self.labels = list(kind.names)
+            return data
+        values = sorted({str(tag) for part in data.values() for row in part[label] for tag in row})
+        self.labels = _classes(values, label)
+        places = {name: index for index, name in enumerate(values)}
+        features = data["train"].features.copy()
+        features[label] = ListOf(Value("int64"))
+        return data.map(
+            lambda row: {label: [places[str(tag)] for tag in row[label]]},
+            features=features,
+            load_from_cache_file=False,
+        )
+
+    def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """See :meth:`Task.tokenize`."""
+        words = [[str(word) for word in row] for row in rows[self.columns["tokens"]]]
+        found = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+        found["labels"] = []
+        for index, tags in enumerate(rows[self.columns["label"]]):
+            places = found.word_ids(index)
+            first = [place is not None and place not in places[:at] for at, place in enumerate(places)]
+            found["labels"].append(
+                [tags[p] if is_first else -100 for p, is_first in zip(places, first, strict=True)]
+            )
+        return dict(found)
+
+    def collator(self, tokenizer: Any) -> Any:
+        """See :meth:`Task.collator`."""
+        return DataCollatorForTokenClassification(tokenizer)
+
+    def compute_metrics(self, found: Any) -> dict[str, float]:
+        """Accuracy of words, and F1 as the mean over classes."""
+        real = found.label_ids != -100
+        predicted, labels = found.predictions.argmax(-1)[real], found.label_ids[real]
+        return {
+            "accuracy": 100 * float(accuracy_score(labels, predicted)),
+            "f1": 100 * float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        }
+
+
+class Embeddings(Task):
+    """Texts without labels: the model is its own teacher."""
+
+    auto = AutoModel
+    roles: ClassVar = {"text": TEXT}
+    metrics = ("agreement",)
+
+    def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+        """See :meth:`Task.tokenize`."""
+        texts = [str(text) for text in rows[self.columns["text"]]]
+        return dict(tokenizer(texts, truncation=True, max_length=max_length))
+
+    def collator(self, tokenizer: Any) -> Any:
+        """See :meth:`Task.collator`."""
+        return DataCollatorWithPadding(tokenizer)
+
+
+TASKS: dict[str, type[Task]] = {
+    "text-classification": TextClassification,
+    "regression": Regression,
+    "token-classification": TokenClassification,
+    "embeddings": Embeddings,
+}
+
+
+def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]:
+    """Data whose label column holds the index of its class, and the classes' names.
+
+    Raises:
+        ValueError: there is one class only, or so many that they are no classes.
+    """
+    kind = data["train"].features[label]
+    if isinstance(kind, ClassLabel):
+        return data, list(kind.names)
+    for name, rows in data.items():
+        if any(value is None or value == "" for value in rows[label]):
+            raise ValueError(f"data: expected a class in every row of {name}, got rows without in {label!r}")
+    values = {value for rows in data.values() for value in rows[label]}
+    # Numbers in their order; "10" behind "9".
+    names = _classes([str(value) for value in sorted(values, key=lambda x: (isinstance(x, str), x))], label)
+    return data.cast_column(label, Value("string")).cast_column(label, ClassLabel(names=names)), names
+
+
+def _classes(names: list[str], label: str) -> list[str]:
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise ValueError(
+            f"data: expected 2 to {MOST_CLASSES} classes in the column {label!r}, got {len(names)} different "
+            "values; name another column as in --column label=NAME, or use --task regression"
+        )
+    return names

@@ -1,0 +1,195 @@
+"""A pruned model's folder, read back: report, what is left unit by unit, and how it was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from rich.table import Table
+from transformers import AutoConfig, AutoModel
+from transformers.utils import cached_file
+
+from ..encoders import Encoder
+from ..modeling.block_sparse import BlockSparseLinear
+from ..modeling.pretrained import REPORT_FILE
+from ..modeling.structure import grid_shape
+from .report import Report, report, reported_encoders
+
+TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """What is left of one layer, unit by unit.
+
+    Attributes:
+        encoder: path of its encoder in the model; empty if it is the model.
+        index: of the layer in its encoder.
+        kept: group -> for each unit of the dense layer, whether it is left.
+        blocks: matrix -> for each block of what heads and rows left, row by row, whether it is stored.
+    """
+
+    encoder: str
+    index: int
+    kept: dict[str, list[bool]]
+    blocks: dict[str, list[list[bool]]]
+
+
+@dataclass(frozen=True)
+class PrunedFolder:
+    """A folder, or a model of the hub.
+
+    Attributes:
+        name: as it was given.
+        report: of the run that pruned it; without one what can be counted.
+        layers: what is left.
+        history: entries of Trainer's log, if the folder has it.
+        file_bytes: of the safetensors files.
+    """
+
+    name: str
+    report: Report
+    layers: tuple[LayerMap, ...]
+    history: tuple[dict[str, Any], ...]
+    file_bytes: int | None
+
+    def lines(self) -> list[str]:
+        """What there is to say besides the table."""
+        found = self.report
+        lines = [
+            f"parameters: {found.parameters[0]:,} of {found.parameters[1]:,}; of these are embeddings, which "
+            f"are not pruned: {found.embedding_parameters:,}"
+        ]
+        if self.file_bytes is not None:
+            lines.append(f"on disk: {self.file_bytes / 1e6:.1f} MB")
+        if found.predicted_speedup is not None:
+            lines.append(f"predicted by the table of times: {found.predicted_speedup:.2f}x")
+        return lines + found.latency_lines()
+
+
+def read_folder(name: str) -> PrunedFolder:
+    """Read a folder or a model of the hub.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no pruned model, or a damaged one.
+    """
+    folder = Path(name)
+    if (folder.is_absolute() or name.startswith((".", "~"))) and not folder.is_dir():
+        raise FileNotFoundError(f"expected the folder of a model, got {name}, where nothing is")
+    if not isinstance(getattr(AutoConfig.from_pretrained(name), "structure", None), dict):
+        raise ValueError(f"expected a pruned model, got {name}, whose config.json has no structure")
+    model = AutoModel.from_pretrained(name)
+    stored = _stored(name, REPORT_FILE)
+    found = report(model) if stored is None else Report.from_dict(stored)
+    history = (_stored(name, TRAINER_STATE) or {}).get("log_history", [])
+    files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return PrunedFolder(
+        name=name,
+        report=found,
+        layers=tuple(
+            _map(encoder, i) for encoder in reported_encoders(model) for i in range(len(encoder.layers))
+        ),
+        history=tuple(history),
+        file_bytes=sum(file.stat().st_size for file in files) or None,
+    )
+
+
+def _stored(name: str, file: str) -> dict[str, Any] | None:
+    """A JSON file of a folder or of the hub; ``None`` if there is none."""
+    path = cached_file(
+        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    if path is None:
+        return None
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected a JSON object ({error}); restore it, or delete it") from error
+
+
+def _map(encoder: Encoder, index: int) -> LayerMap:
+    layer = encoder.layers[index]
+    kept = {}
+    for group, units in encoder.dense.units.items():
+        left = set(layer.structure.kept[group])
+        kept[group] = [unit in left for unit in range(units)]
+    blocks = {}
+    for name, linear in layer.linears.items():
+        if isinstance(linear, BlockSparseLinear):
+            rows, columns = grid_shape((linear.out_features, linear.in_features), linear.block_shape)
+            grid = torch.zeros(rows, columns, dtype=torch.bool)
+            grid[linear.matrix().places()] = True
+            blocks[name] = grid.tolist()
+    return LayerMap(encoder.path, index, kept, blocks)
+
+
+#: Row of a comparison -> its figure.
+FIGURES: dict[str, Callable[[PrunedFolder], float | None]] = {
+    "weights of the encoder": lambda found: found.report.density,
+    "parameters": lambda found: found.report.parameters[0],
+    "bytes on disk": lambda found: found.file_bytes,
+    "multiply-adds": lambda found: found.report.multiply_adds[0],
+    "speed over dense, as measured": lambda found: (
+        found.report.latency[0].speedup if found.report.latency else None
+    ),
+}
+
+
+def compare(first: str, second: str) -> dict[str, Any]:
+    """Two pruned models side by side: figures, and the share of weights left per layer."""
+    pair = [read_folder(name) for name in (first, second)]
+    shares = [[layer.weights[0] / layer.weights[1] for layer in found.report.layers] for found in pair]
+    return {
+        "models": [found.name for found in pair],
+        "figures": {name: [figure(found) for found in pair] for name, figure in FIGURES.items()},
+        "layers": [
+            [share[i] if i < len(share) else None for share in shares] for i in range(max(map(len, shares)))
+        ],
+    }
+
+
+def comparison_table(found: dict[str, Any]) -> Table:
+    """What :func:`compare` found, for a terminal."""
+    table = Table("", *found["models"])
+
+    def cell(name: str, value: Any) -> str:
+        if value is None:
+            return "-"
+        if name.startswith("weights"):
+            return f"{value:.1%}"
+        return f"{value:.2f}x" if name.startswith("speed") else f"{value:,}"
+
+    for name, values in found["figures"].items():
+        table.add_row(name, *(cell(name, value) for value in values))
+    for index, values in enumerate(found["layers"]):
+        table.add_row(f"weights, layer {index}", *(cell("weights", value) for value in values))
+    return table
+
+
+def push(folder: str, repository: str, *, private: bool) -> str:
+    """Upload a folder with a pruned model; what begins with an underscore stays here.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no pruned model, or the name has no owner.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"expected the folder of a model, got {folder}, where nothing is")
+    if repository.count("/") != 1:
+        raise ValueError(f"expected a name with its owner, such as me/my-model, got {repository!r}")
+    read_folder(folder)
+    hub = HfApi()
+    hub.create_repo(repository, private=private, exist_ok=True)
+    done = hub.upload_folder(
+        repo_id=repository, folder_path=folder, ignore_patterns=["_*", "_*/**", "job.json"]
+    )
+    return str(done.commit_url)

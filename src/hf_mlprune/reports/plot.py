@@ -1,0 +1,118 @@
+"""Pictures of a pruned model: bars per layer, maps of units and blocks, curves of training."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .folder import LayerMap, PrunedFolder
+from .picture import LEVELS
+
+ENDINGS = (".png", ".svg", ".pdf")
+#: Curves of Trainer's log, if the run wrote them.
+CURVES = {"density": "density", "density_target": "target", "lambda": "λ", "penalty": "penalty"}
+LEFT, GONE = "#1f6f8b", "#d9d9d9"
+
+
+def write_plot(found: PrunedFolder, file: Path) -> None:
+    """Draw a folder into one file.
+
+    Args:
+        found: the folder.
+        file: PNG, SVG or PDF.
+
+    Raises:
+        ValueError: a file of another kind.
+        ImportError: matplotlib is not installed.
+    """
+    if file.suffix not in ENDINGS:
+        raise ValueError(f"out: expected a file of {', '.join(ENDINGS)}, got {file}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('plot: expected matplotlib to be installed; pip install "hf-mlprune[plot]"')
+    from matplotlib.figure import Figure
+
+    curves = {name: points for name in CURVES if (points := curve(found.history, name))}
+    shown = {
+        name: points
+        for name, points in curves.items()
+        if name in ("density", "density_target") or _moves(points)
+    }
+    figure = Figure(figsize=(10, 3.5 * (2 + bool(shown))), layout="constrained")
+    axes = figure.subplots(2 + bool(shown), 1, squeeze=False)[:, 0]
+    _bars(axes[0], found)
+    _maps(axes[1], found.layers)
+    if shown:
+        _curves(axes[2], shown)
+    figure.suptitle(f"{Path(found.name).name}: {found.report.density:.1%} of the encoder's weights")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+def curve(history: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Steps and values of one figure in Trainer's log."""
+    return [(entry["step"], float(entry[name])) for entry in history if name in entry]
+
+
+def _moves(points: Sequence[tuple[int, float]]) -> bool:
+    return len({value for _, value in points}) > 1
+
+
+def _bars(axes: Any, found: PrunedFolder) -> None:
+    """Share that is left per layer and level."""
+    layers = found.report.layers
+    levels = {
+        name: field
+        for name, field in LEVELS.items()
+        if name == "weights" or any(getattr(layer, field)[0] < getattr(layer, field)[1] for layer in layers)
+    }
+    width = 0.8 / len(levels)
+    for place, (name, field) in enumerate(levels.items()):
+        pairs = [getattr(layer, field) for layer in layers]
+        heights = [100 * kept / total if total else 100.0 for kept, total in pairs]
+        axes.bar([i + place * width for i in range(len(layers))], heights, width, label=name)
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(layers))], [str(layer.index) for layer in layers])
+    axes.set(ylabel="% left", xlabel="layer", ylim=(0, 100), title="left per layer")
+    axes.legend(ncols=len(levels), fontsize="small")
+
+
+def _maps(axes: Any, layers: Sequence[LayerMap]) -> None:
+    """One line per layer: heads, FFN rows, and what is stored of each matrix in blocks."""
+    from matplotlib.colors import ListedColormap
+
+    colors = ListedColormap([GONE, LEFT])
+    for row, layer in enumerate(layers):
+        parts = [layer.kept["heads"], layer.kept["fc1"]]
+        parts += [[any(block) for block in grid] for grid in layer.blocks.values() if grid]
+        for place, units in enumerate(parts):
+            axes.imshow(
+                [units], cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+                extent=(place, place + 0.94, row + 0.42, row - 0.42),
+            )  # fmt: skip
+    widest = max(2 + len(layer.blocks) for layer in layers)
+    names = ["heads", "FFN rows", *max((list(layer.blocks) for layer in layers), key=len)]
+    axes.set_xticks([i + 0.47 for i in range(widest)], names[:widest])
+    axes.set_yticks(range(len(layers)), [str(layer.index) for layer in layers])
+    axes.set(
+        xlim=(-0.05, widest),
+        ylim=(len(layers) - 0.5, -0.5),
+        ylabel="layer",
+        title="dark is left, light is gone",
+    )
+
+
+def _curves(axes: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
+    """Figures over steps: densities on the left, all else on the right."""
+    other = None
+    for name, points in curves.items():
+        target = axes
+        if not name.startswith("density"):
+            other = target = other or axes.twinx()
+        style = "--" if name != "density" else "-"
+        target.plot(
+            *zip(*points, strict=True), style, label=CURVES[name], color=None if target is axes else "tab:red"
+        )
+    axes.set(xlabel="step", ylabel="density", ylim=(0, 1.05), title="training")
+    lines = [line for each in (axes, other) if each is not None for line in each.get_lines()]
+    axes.legend(lines, [line.get_label() for line in lines], fontsize="small")

@@ -1,0 +1,350 @@
+"""Jobs: data of any kind, the columns of every task, and the whole way from a file to a pruned model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
+
+from hf_mlprune import report
+from hf_mlprune.jobs import Job, prune
+from hf_mlprune.jobs.data import find_columns, read_data
+from hf_mlprune.jobs.preparing import describe, prepare
+from hf_mlprune.jobs.tasks import TASKS
+from hf_mlprune.reports.report import Report
+
+WORDS = {"sport": "goal match team player coach", "money": "bank market share profit trade"}
+
+
+def rows_of(count: int = 60) -> list[dict]:
+    """Rows that a small model learns: words of two classes."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(count):
+        label = list(WORDS)[index % 2]
+        words = WORDS[label].split()
+        text = " ".join(words[int(i)] for i in torch.randint(0, 5, (6,), generator=generator))
+        rows.append({"review": f"{text} {index}", "topic": label})
+    return rows
+
+
+def write(rows: list[dict], file: Path) -> str:
+    data = Dataset.from_list(rows)
+    match file.suffix:
+        case ".csv":
+            data.to_csv(str(file), index=False)
+        case ".tsv":
+            data.to_csv(str(file), index=False, sep="\t")
+        case ".parquet":
+            data.to_parquet(str(file))
+        case _:
+            data.to_json(str(file))
+    return str(file)
+
+
+COLUMNS = {"text": "review", "label": "topic"}
+
+
+def job_of(tiny_bert, folder: Path, data: str, **changes) -> Job:
+    settings = changes.pop("settings", {"density": 0.4})
+    return Job(
+        **{
+            "model": str(tiny_bert), "data": data, "out": str(folder / "out"), "settings": settings,
+            "columns": COLUMNS, "steps": 24, "fine_tune_steps": 24, "batch_size": 8, "max_length": 16,
+            **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_the_same_rows_come_out_of_every_kind_of_file(ending, tmp_path):
+    found = read_data(write(rows_of(), tmp_path / f"mine{ending}"), None, seed=0, label="topic")
+    assert {name: len(part) for name, part in found.items()} == {"train": 54, "test": 6}
+    assert sorted((*found["train"]["review"], *found["test"]["review"])) == sorted(
+        row["review"] for row in rows_of()
+    )
+    # So many of each class as there are of it, and the same rows each time.
+    assert found["test"]["topic"].count("sport") == 3
+    again = read_data(str(tmp_path / f"mine{ending}"), None, seed=0, label="topic")
+    assert again["test"]["review"] == found["test"]["review"]
+
+
+def test_splits_of_a_folder_and_a_test_of_its_own_are_taken(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(rows_of(20), folder / "train.csv")
+    write(rows_of(8), folder / "validation.csv")
+    assert len(read_data(str(folder), None, seed=0, label="topic")["test"]) == 8
+    unlabelled = [{**row, "topic": -1} for row in rows_of(6)]
+    write(unlabelled, folder / "test.csv")
+    # A test without labels is none.
+    assert len(read_data(str(folder), None, seed=0, label="topic")["test"]) == 8
+    own = write(rows_of(4), tmp_path / "own.jsonl")
+    assert len(read_data(str(folder), own, seed=0, label="topic")["test"]) == 4
+    assert len(read_data(str(folder), own, seed=0, label="topic")["train"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        (
+            "none.csv",
+            None,
+            FileNotFoundError,
+            r"data: expected a file or folder, got .*none.csv",
+        ),
+        ("a.csv", "", ValueError, "data: expected rows in .*a.csv, got an empty file"),
+        ("a.csv", "text,label\n", ValueError, "data: expected|hold some out"),
+        (
+            "a.csv",
+            "text,label\nx,y\n",
+            ValueError,
+            "expected two rows or more to hold some out .*, got 1",
+        ),
+        (
+            "a.xlsx",
+            "x",
+            ValueError,
+            r"data: expected a file of .csv, .tsv, .* got .*a.xlsx",
+        ),
+        ("a.jsonl", "{not json", ValueError, "data: expected json in .*a.jsonl, got what cannot be read"),
+    ],
+)
+def test_files_that_are_no_data_are_refused(name, content, error, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        read_data(str(tmp_path / name), None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "expected"),
+    [
+        (["sentence", "label", "idx"], "text-classification", {"text": "sentence", "label": "label"}),
+        (["Text", "Category"], "text-classification", {"text": "Text", "label": "Category"}),
+        (["sentence1", "sentence2", "label"], "text-classification",
+         {"text": "sentence1", "text2": "sentence2", "label": "label"}),
+        (["premise", "hypothesis", "score"], "regression",
+         {"text": "premise", "text2": "hypothesis", "label": "score"}),
+        (["id", "tokens", "ner_tags"], "token-classification", {"tokens": "tokens", "label": "ner_tags"}),
+        (["title"], "embeddings", {"text": "title"}),
+    ],
+)  # fmt: skip
+def test_columns_are_known_by_their_usual_names(columns, task, expected):
+    rows = Dataset.from_dict({name: ["a"] for name in columns})
+    kind = TASKS[task]
+    assert find_columns(rows, kind.roles, {}, kind.optional) == expected
+
+
+def test_columns_that_nobody_could_know_are_asked_for():
+    rows = Dataset.from_dict({"a": ["x"], "b": ["y"]})
+    roles = TASKS["text-classification"].roles
+    with pytest.raises(ValueError, match=r"no column of \['a', 'b'\] looks like 'text'; .* --column text=a"):
+        find_columns(rows, roles, {}, ("text2",))
+    with pytest.raises(ValueError, match=r"column: expected one of \['a', 'b'\] for text, got 'c'"):
+        find_columns(rows, roles, {"text": "c"}, ())
+    with pytest.raises(ValueError, match=r"column: expected one of \['text', .* got \['x'\]"):
+        find_columns(rows, roles, {"x": "a"}, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "translation"}, "task: expected one of .*'text-classification'"),
+        ({"columns": {"text": "topic", "label": "review"}}, "expected 2 to 1000 classes .* got 1200"),
+        ({"columns": {"text": "topic", "label": "topic"}}, "column: expected another column for each role"),
+        ({"task": "regression"}, "data: expected numbers in the column 'topic' for regression"),
+        ({"task": "token-classification", "columns": {"tokens": "review", "label": "topic"}},
+         "data: expected lists in the column 'review', one entry per word, got str"),
+    ],
+)  # fmt: skip
+def test_data_that_do_not_fit_a_task_are_refused_before_any_work(change, message, tiny_bert, tmp_path):
+    # Every row another text: 1,200 of them are no classes.
+    data = write(rows_of(1200), tmp_path / "mine.csv")
+    with pytest.raises(ValueError, match=message):
+        prune(job_of(tiny_bert, tmp_path, data, **change))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"density": 2}}, r"density: expected a value in \(0, 1\], got 2"),
+        ({"steps": 5}, "steps: expected a whole number from 20 up, got 5"),
+        ({"epochs": 0}, "epochs: expected more than 0, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate: expected more than 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number from 1 up"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(change, message, tiny_bert, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        job_of(tiny_bert, tmp_path, "mine.csv", **change)
+
+
+def test_a_file_becomes_a_pruned_model_with_all_it_needs(tiny_bert, tmp_path):
+    data, said = write(rows_of(), tmp_path / "mine.csv"), []
+    found = prune(job_of(tiny_bert, tmp_path, data), say=said.append)
+    out = tmp_path / "out"
+    assert "columns: text=review, label=topic" in said[0]
+    assert "classes: money, sport (2)" in said[1]
+    assert any("without a head for this task" in line for line in said)
+    assert found.metric == "accuracy"
+    assert found.pruned_metrics["accuracy"] >= 50
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "money", 1: "sport"}
+    assert 0.3 < report(model).density <= 0.4
+    assert pipeline("text-classification", model=str(out))("goal match")[0]["label"] in WORDS
+    card = (out / "README.md").read_text()
+    assert "accuracy" in card
+    record = json.loads((out / "job.json").read_text())
+    assert record["job"]["data"] == data
+    assert Report.from_dict(record["report"]) == found.report
+    assert json.loads((out / "trainer_state.json").read_text())["log_history"]
+    # The dense model stays, what was needed on the way does not, and nothing is a pickle.
+    assert AutoModelForSequenceClassification.from_pretrained(out / "_dense").config.id2label[1] == "sport"
+    assert not (out / "_work").exists()
+    assert not [file for file in out.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    # A fine-tuned model is not fine-tuned again.
+    again = prepare(job_of(out / "_dense", tmp_path, data))
+    assert not again.fine_tune
+    assert again.steps[0] == 0
+    with pytest.raises(FileExistsError, match="out: expected a new or an empty folder"):
+        prune(job_of(tiny_bert, tmp_path, data))
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    found = describe(prepare(job_of(tiny_bert, tmp_path, data)))
+    assert found["rows"] == {"train": 54, "test": 6}
+    assert found["classes"] == ["money", "sport"]
+    assert found["pruning"] == "24 steps"
+    assert found["about minutes"] >= 0
+    assert not (tmp_path / "out").exists()
+
+
+PAIRS = [
+    {"sentence1": f"{row['review']}", "sentence2": " ".join(WORDS[other].split()[:3]),
+     "label": int(other == row["topic"]), "score": float(other == row["topic"]) + index / 100}
+    for index, row in enumerate(rows_of(40)) for other in WORDS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["text-classification", "regression"])
+def test_pairs_are_classified_and_rated(task, tiny_bert, tmp_path):
+    label = {"regression": "score"}.get(task, "label")
+    data = write(PAIRS, tmp_path / "pairs.jsonl")
+    found = prune(job_of(tiny_bert, tmp_path, data, task=task, columns={"label": label}))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.num_labels == (1 if task == "regression" else 2)
+    assert set(found.pruned_metrics) == set(TASKS[task].metrics)
+    assert set(found.dense_metrics) == set(TASKS[task].metrics)
+
+
+def test_words_are_tagged(tiny_bert, tmp_path):
+    rows = [
+        {"tokens": row["review"].split(), "tags": [row["topic"] if word.isalpha() else "number"
+                                                   for word in row["review"].split()]}
+        for row in rows_of(40)
+    ]  # fmt: skip
+    data = write(rows, tmp_path / "tags.jsonl")
+    found = prune(job_of(tiny_bert, tmp_path, data, task="token-classification", columns={}))
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    assert set(model.config.id2label.values()) == {"money", "sport", "number"}
+    assert 0 <= found.pruned_metrics["f1"] <= 100
+
+
+def test_embeddings_are_pruned_without_labels_and_stay_a_sentence_transformer(tiny_bert, tmp_path):
+    source = tmp_path / "sentences"
+    inner = Transformer(str(tiny_bert))
+    pooling = Pooling(inner.get_embedding_dimension())
+    SentenceTransformer(modules=[inner, pooling], device="cpu").save_pretrained(str(source))
+    data = write([{"text": row["review"]} for row in rows_of()], tmp_path / "texts.csv")
+    found = prune(job_of(source, tmp_path, data, task="embeddings", columns={}))
+    assert 0 < found.pruned_metrics["agreement"] <= 100
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert model.encode(["goal match"]).shape == (1, 128)
+    assert 0.3 < report(model[0].model).density <= 0.4
+
+
+JOB = """
+import sys
+sys.path[:0] = sys.argv[3:]
+from pathlib import Path
+from hf_mlprune.jobs import prune
+from test_jobs import job_of
+prune(job_of(sys.argv[1], Path(sys.argv[2]), sys.argv[2] + "/mine.csv", steps=120, fine_tune_steps=60),
+      resume={resume}, say=lambda text: print(text, flush=True))
+"""
+
+
+def start_job(tiny_bert, folder, *, resume: bool) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", "-c", JOB.format(resume=resume), str(tiny_bert), str(folder),
+               str(Path(__file__).parent), str(Path(__file__).parents[1] / "examples")]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("stage", ["fine-tuning, ", "pruning to"])
+def test_an_interrupted_job_goes_on_to_the_same_model(stage, tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    running = start_job(tiny_bert, tmp_path, resume=False)
+    for line in running.stdout:
+        if line.startswith(stage):
+            break
+    work = tmp_path / "out" / "_work" / ("fine-tuning" if stage.startswith("fine") else "pruning")
+    while running.poll() is None and not any(work.glob("checkpoint-*")):
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == -signal.SIGINT or "KeyboardInterrupt" in said, said
+    assert any(work.glob("checkpoint-*"))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(FileExistsError, match="holds an interrupted job; add --resume"):
+        prune(job_of(tiny_bert, tmp_path, data))
+    with pytest.raises(ValueError, match=r"resume: expected the same arguments as before, steps=120"):
+        prune(job_of(tiny_bert, tmp_path, data, fine_tune_steps=60), resume=True)
+    again = start_job(tiny_bert, tmp_path, resume=True)
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said[-3000:]
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    os.link(data, straight / "mine.csv")
+    whole = start_job(tiny_bert, straight, resume=False)
+    _, said = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said[-3000:]
+    found, expected = (load_file(folder / "out" / "model.safetensors") for folder in (tmp_path, straight))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_there_must_be_something_to_resume(tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    with pytest.raises(FileNotFoundError, match=r"resume: expected an interrupted job in .*, got none"):
+        prune(job_of(tiny_bert, tmp_path, data), resume=True)
+
+
+def test_a_model_that_cannot_be_pruned_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "albert").mkdir()
+    (tmp_path / "albert" / "config.json").write_text('{"model_type": "albert"}')
+    with pytest.raises(TypeError, match="got 'albert': its layers are one and the same"):
+        prepare(job_of(tmp_path / "albert", tmp_path, "mine.csv"))
+
+
+def test_labels_that_are_indices_of_named_classes_stay(tiny_bert, tmp_path):
+    parts = DatasetDict({"train": Dataset.from_list(rows_of(30)), "test": Dataset.from_list(rows_of(8))})
+    data = parts.class_encode_column("topic")
+    task = TASKS["text-classification"](data["train"], COLUMNS)
+    prepared = task.prepare(data)
+    assert task.labels == ["money", "sport"]
+    assert prepared["train"]["topic"][:2] == [1, 0]
