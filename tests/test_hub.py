@@ -163,7 +163,7 @@ from support.models import make_model, prune
 from support.training import make_trainer
 from hf_mlprune import PruningConfig, shrink
 from hf_mlprune.reports.card import CardFacts
-from hf_mlprune.reports.report import report
+from hf_mlprune.reports.counting import report
 from hf_mlprune.trainer.publishing import note
 
 model = make_model()

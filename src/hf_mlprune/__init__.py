@@ -16,7 +16,8 @@ from .exporting.report import ExportReport
 from .families import FAMILIES
 from .loop import advance, collect, finished_target, start
 from .prunable import CONFIGS, PUBLIC, prunable_class
-from .reports.report import Report, report
+from .reports.counting import report
+from .reports.report import Report
 from .shrinking import shrink
 from .trainer.callback import PruningCallback
 from .trainer.resuming import last_complete_checkpoint

@@ -18,7 +18,7 @@ from ..modeling.layout import HIDDEN, DenseLayer
 from ..modeling.pretrained import PrunedMixin, encoder_layers
 from ..modeling.pruned import FINGERPRINT
 from ..proof import fixed_random_state
-from ..reports.report import report
+from ..reports.counting import report
 from ..state import is_attached
 
 #: The FFN width that all layers share is rounded up to a multiple of this: dense products of other widths are

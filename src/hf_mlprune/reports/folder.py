@@ -18,7 +18,8 @@ from ..encoders import Encoder
 from ..modeling.block_sparse import BlockSparseLinear
 from ..modeling.pretrained import REPORT_FILE
 from ..modeling.structure import grid_shape
-from .report import Report, report, reported_encoders
+from .counting import report, reported_encoders
+from .report import Report
 
 TRAINER_STATE = "trainer_state.json"
 

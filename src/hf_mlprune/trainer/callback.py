@@ -21,7 +21,8 @@ from ..config import PruningConfig
 from ..files import write_json
 from ..loop import advance, collect, figures, finished_target, is_running, start
 from ..modeling.pretrained import REPORT_FILE
-from ..reports.report import Report, print_end, report
+from ..reports.counting import report
+from ..reports.report import Report, print_end
 from ..run import current_run, is_within_target, predicted_speedup
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states

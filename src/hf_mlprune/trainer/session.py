@@ -31,8 +31,8 @@ from ..families import head_of
 from ..files import write_folder
 from ..loop import cooldown
 from ..reports.card import CardFacts
+from ..reports.counting import report
 from ..reports.latency import Latency, measure_latency
-from ..reports.report import report
 from ..run import check_reachable
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states

@@ -14,7 +14,8 @@ from ..config import PruningConfig
 from ..files import write_folder, write_json
 from ..modeling.pretrained import REPORT_FILE
 from ..proof import fixed_random_state
-from ..reports.report import print_end, report
+from ..reports.counting import report
+from ..reports.report import print_end
 from ..run import predicted_speedup
 from ..shrinking import shrunk_copy
 from ..state import pruning_states
