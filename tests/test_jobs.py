@@ -9,20 +9,29 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    pipeline,
+)
 
 from hf_mlprune import report
 from hf_mlprune.jobs import Job, prune
 from hf_mlprune.jobs.data import find_columns, read_data
-from hf_mlprune.jobs.preparing import describe, prepare
-from hf_mlprune.jobs.tasks import TASKS
+from hf_mlprune.jobs.preparing import TASKS, describe, prepare
+from hf_mlprune.jobs.question_answering import _best, _f1
 from hf_mlprune.reports.report import Report
 
 WORDS = {"sport": "goal match team player coach", "money": "bank market share profit trade"}
@@ -263,6 +272,79 @@ def test_words_are_tagged(tiny_bert, tmp_path):
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
     assert set(model.config.id2label.values()) == {"money", "sport", "number"}
     assert 0 <= found.pruned_metrics["f1"] <= 100
+
+
+def questions_of(count: int) -> list[dict]:
+    """Contexts longer than a window, whose answers lie anywhere in them; every fifth question has none."""
+    rows = []
+    for index in range(count):
+        words = [f"word{(7 * index + place) % 50}" for place in range(60)]
+        words[index % 60] = f"Answer {index}"
+        context = " ".join(words)
+        answer = {"text": [f"Answer {index}"], "answer_start": [context.index(f"Answer {index}")]}
+        empty = {"text": [], "answer_start": []}
+        rows.append(
+            {
+                "question": f"which {index}?",
+                "context": context,
+                "answers": empty if index % 5 == 4 else answer,
+            }
+        )
+    return rows
+
+
+def test_questions_are_answered_from_windows_of_long_contexts(tiny_bert, tmp_path):
+    data = write(questions_of(40), tmp_path / "questions.jsonl")
+    job = job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}, max_length=64)
+    prepared = prepare(job)
+    assert len(prepared.tokens["train"]) > len(prepared.data["train"])
+    # Told the right places, the figures are perfect.
+    task, windows = prepared.task, prepared.tokens["test"]
+    width = max(map(len, windows["input_ids"]))
+    logits = torch.zeros(2, len(windows), width)
+    for window, row in enumerate(windows):
+        found = row["start_positions"] > 0
+        logits[0, window, row["start_positions"]] = logits[1, window, row["end_positions"]] = (
+            9 if found else 1
+        )
+    perfect = task.compute_metrics(SimpleNamespace(predictions=logits.numpy()))
+    assert perfect == {"f1": 100, "exact_match": 100}
+    found = prune(job)
+    assert set(found.pruned_metrics) == {"f1", "exact_match"}
+    assert AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out").config.architectures
+
+
+def test_answers_that_are_not_where_they_should_be_are_refused(tiny_bert, tmp_path):
+    rows = [{**row, "answers": {"text": ["x"], "answer_start": [0]}} for row in questions_of(10)]
+    data = write(rows, tmp_path / "questions.jsonl")
+    with pytest.raises(ValueError, match="data: expected the answer 'x' at character 0 of its context"):
+        prepare(job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}))
+    rows = [{**row, "answers": "x"} for row in rows]
+    data = write(rows, tmp_path / "others.jsonl")
+    with pytest.raises(ValueError, match=r"data: expected \{'text': \[...\], 'answer_start': \[...\]\}"):
+        prepare(job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}))
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "score"),
+    [("The cat!", "cat", 1), ("a big cat", "cat", 2 / 3), ("dog", "cat", 0), ("", "", 1), ("dog", "", 0)],
+)
+def test_answers_are_compared_as_squad_does(said, right, score):
+    assert _f1(said, right) == pytest.approx(score)
+
+
+@given(st.integers(0, 999), st.integers(2, 12))
+def test_the_likeliest_span_is_that_of_all_spans(seed, count):
+    generator = np.random.default_rng(seed)
+    starts, ends = generator.normal(size=(2, count))
+    question = int(generator.integers(1, count))
+    offsets = [(-1, -1)] * question + [(10 * at, 10 * at + 5) for at in range(question, count)]
+    best = (starts[0] + ends[0], -1, -1)
+    for first in range(question, count):
+        for last in range(first, count):
+            if starts[first] + ends[last] > best[0]:
+                best = (starts[first] + ends[last], offsets[first][0], offsets[last][1])
+    assert _best(starts, ends, offsets) == pytest.approx(best)
 
 
 def test_embeddings_are_pruned_without_labels_and_stay_a_sentence_transformer(tiny_bert, tmp_path):

@@ -85,7 +85,10 @@ def prune(
     ],
     out_folder: Annotated[str, typer.Option("--out", help="folder for the pruned model")],
     task: Annotated[
-        str, typer.Option(help="text-classification, regression, token-classification, embeddings")
+        str,
+        typer.Option(
+            help="text-classification, regression, token-classification, question-answering, embeddings"
+        ),
     ] = ("text-classification"),
     test: Annotated[str | None, typer.Option(help="file with the rows to test on")] = None,
     column: Annotated[
@@ -111,7 +114,7 @@ def prune(
     batch_size: Annotated[int, typer.Option()] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="of pruning")] = None,
     fine_tune_learning_rate: Annotated[float | None, typer.Option()] = None,
-    max_length: Annotated[int, typer.Option(help="most tokens of a row")] = 128,
+    max_length: Annotated[int | None, typer.Option(help="most tokens of a row")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen, and end")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted job")] = False,

@@ -20,7 +20,7 @@ class Job:
         model: folder or hub name of the model to prune, fine-tuned on the task or not.
         data: a file (CSV, TSV, JSON lines, Parquet), a folder of files, or a data set of the hub.
         out: folder for the pruned model.
-        task: one of :data:`hf_mlprune.jobs.tasks.TASKS`.
+        task: one of :data:`hf_mlprune.jobs.preparing.TASKS`.
         settings: the target and other settings of :class:`~hf_mlprune.config.PruningConfig`.
         test: file with the rows to test on.
         columns: role -> column, where names do not say it.
@@ -32,7 +32,7 @@ class Job:
         batch_size: rows per step.
         learning_rate: of pruning; ``None`` takes six times that of fine-tuning.
         fine_tune_learning_rate: ``None`` takes 1e-4, or 5e-5 for models of 512 features and more.
-        max_length: most tokens of a row.
+        max_length: most tokens of a row; ``None`` for 128, of question answering 384.
         seed: of everything that is drawn.
     """
 
@@ -51,16 +51,15 @@ class Job:
     batch_size: int = 32
     learning_rate: float | None = None
     fine_tune_learning_rate: float | None = None
-    max_length: int = 128
+    max_length: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, above=0)
         check_number("fine_tune_epochs", self.fine_tune_epochs, above=0)
         check_whole_number("batch_size", self.batch_size, at_least=1)
-        check_whole_number("max_length", self.max_length, at_least=2)
         check_whole_number("seed", self.seed, at_least=0)
-        for name, least in (("steps", MINIMUM_STEPS), ("fine_tune_steps", 1)):
+        for name, least in (("steps", MINIMUM_STEPS), ("fine_tune_steps", 1), ("max_length", 8)):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name), at_least=least)
         for name in ("learning_rate", "fine_tune_learning_rate"):

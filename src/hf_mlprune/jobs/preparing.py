@@ -18,7 +18,8 @@ from ..families import FAMILIES, UNSUPPORTED
 from ..modeling.checkpoint import keep_present_names
 from .data import read_data
 from .plan import Job
-from .tasks import TASKS, Task
+from .question_answering import QuestionAnswering
+from .tasks import Embeddings, Regression, Task, TextClassification, TokenClassification
 
 #: Least steps, so that small data are learned and pruned as well.
 LEAST_FINE_TUNING, LEAST_PRUNING = 200, 400
@@ -27,6 +28,14 @@ LARGE = 512
 #: Pruning takes larger steps than fine-tuning.
 PRUNING_OVER_FINE_TUNING = 6
 TIMED_STEPS = 3
+
+TASKS: dict[str, type[Task]] = {
+    "text-classification": TextClassification,
+    "regression": Regression,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+    "embeddings": Embeddings,
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def prepare(job: Job) -> Prepared:
     data = task.prepare(rows)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     # Each split by itself: they may be of different formats.
-    length = min(job.max_length, tokenizer.model_max_length)
+    length = min(job.max_length or task.max_length, tokenizer.model_max_length)
     tokens = DatasetDict(
         {
             name: part.map(
@@ -101,6 +110,7 @@ def prepare(job: Job) -> Prepared:
             for name, part in data.items()
         }
     )
+    tokens = task.keep(data, tokens)
     fine_tune, why = _must_fine_tune(job, task, config)
     size = len(tokens["train"])
     per_epoch = math.ceil(size / job.batch_size)
@@ -149,7 +159,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "tokens": {
             "median": int(np.median(lengths)),
             "95 %": int(np.quantile(lengths, 0.95)),
-            "cut off": f"{np.mean(lengths >= job.max_length):.1%} of the rows",
+            "as long as may be": f"{np.mean(lengths >= (job.max_length or prepared.task.max_length)):.1%}",
         },
         "fine-tuning": f"{prepared.steps[0]} steps" if prepared.fine_tune else "none",
         "because": prepared.why,

@@ -52,6 +52,8 @@ class Task(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: Names of its figures, the one that counts first; larger is better.
     metrics: ClassVar[tuple[str, ...]]
+    #: Most tokens of a row, if nobody says it.
+    max_length: ClassVar[int] = 128
 
     def __init__(self, rows: Dataset, columns: Mapping[str, str]) -> None:
         self.columns = find_columns(rows, self.roles, dict(columns), self.optional)
@@ -80,6 +82,10 @@ class Task(ABC):
     @abstractmethod
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
         """A batch of rows as the model reads it."""
+
+    def keep(self, data: DatasetDict, tokens: DatasetDict) -> DatasetDict:
+        """Remember what figures need besides predictions; returns what models and batches need."""
+        return tokens
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Any:
@@ -232,14 +238,6 @@ class Embeddings(Task):
     def collator(self, tokenizer: Any) -> Any:
         """See :meth:`Task.collator`."""
         return DataCollatorWithPadding(tokenizer)
-
-
-TASKS: dict[str, type[Task]] = {
-    "text-classification": TextClassification,
-    "regression": Regression,
-    "token-classification": TokenClassification,
-    "embeddings": Embeddings,
-}
 
 
 def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]:
