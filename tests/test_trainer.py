@@ -17,7 +17,7 @@ from hf_mlprune.state import pruning_state
 from support.models import assert_same_outputs, clone, heads_of, make_batch, make_dataset, make_model, prune
 from support.training import make_trainer, training_arguments
 
-FIGURES = {"density", "density_target", "lambda", "penalty", "pruning_phase"}
+FIGURES = {"density", "density_target", "pruning_phase"}
 
 
 def settings(**changes):
@@ -60,14 +60,38 @@ def test_progress_is_logged_and_loss_stays_the_task_loss(tmp_path):
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 24
     assert all(row.keys() >= FIGURES | {"distillation_loss"} for row in rows)
-    assert all(isinstance(row[name], float) for row in rows for name in FIGURES)
+    assert all(isinstance(row[name], (int, float)) for row in rows for name in FIGURES)
+    assert not {"lambda", "penalty", "threshold"} & rows[0].keys()
     # ln 3 classes: the task loss alone, not weighed, and without the distillation loss.
     assert 0.9 < rows[0]["loss"] < 1.3
     assert [row["pruning_phase"] for row in rows] == sorted(row["pruning_phase"] for row in rows)
     assert rows[-1]["density"] <= 0.3
     saved = json.loads((tmp_path / "checkpoint-24" / "trainer_state.json").read_text())
-    assert "density" in [row for row in saved["log_history"] if "loss" in row][-1]
+    last = [row for row in saved["log_history"] if "loss" in row][-1]
+    assert last["pruning_phase"] == 3
+    # Layers are of one size.
+    assert sum(last["density_of_layers"]) / 2 == pytest.approx(last["density"])
     assert all("eval_density" in row for row in trainer.state.log_history if "eval_loss" in row)
+
+
+def test_the_log_has_what_the_method_has_and_names_the_phase(tmp_path, caplog):
+    said = []
+
+    class Bar(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            said.append({name: str(value) for name, value in logs.items()})
+
+    callback = PruningCallback(**settings(), method="mlpruning")
+    trainer = make_trainer(tmp_path, make_model(), callback, callbacks=[Bar()], logging_steps=1)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert rows[1].keys() >= {"lambda", "penalty", "threshold"}
+    thresholds = [row["threshold"] for row in rows if "threshold" in row]
+    assert len(set(thresholds)) > 3
+    phases = [row["pruning_phase"] for row in said if "loss" in row]
+    assert phases[-1] == "recovery"
+    assert set(phases) <= {"warm-up", "heads and rows", "blocks", "recovery"}
+    assert "pruning_phase" in json.loads(json.dumps(rows[-1]))
 
 
 def test_report_and_table_at_the_end(tmp_path, capsys):

@@ -110,7 +110,8 @@ def figures(model: nn.Module) -> dict[str, float]:
     """Where the run of a model stands; of several encoders, all together.
 
     Returns:
-        ``density``, ``density_target``, ``lambda`` and ``penalty`` of the regularizer, ``pruning_phase``.
+        ``density``, ``density_target``, ``pruning_phase``, which shows its name and is a number, and what the
+        method has: ``lambda`` and ``penalty`` of a regularizer, the mean ``threshold``.
     """
     states = pruning_states(model)
     runs = [current_run(state) for state in states]
@@ -119,10 +120,18 @@ def figures(model: nn.Module) -> dict[str, float]:
     def mean(values: list[float]) -> float:
         return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
-    return {
+    found: dict[str, float] = {
         "density": mean([run.density for run in runs]),
         "density_target": mean([run.pressure.target for run in runs]),
-        "lambda": mean([run.pressure.lambda_ for run in runs]),
-        "penalty": mean([run.pressure.penalty for run in runs]),
-        "pruning_phase": float(runs[0].phase),
+        "pruning_phase": runs[0].phase,
     }
+    if runs[0].method.has_penalty:
+        found["lambda"] = mean([run.pressure.lambda_ for run in runs])
+        found["penalty"] = mean([run.pressure.penalty for run in runs])
+    stage = runs[0].stage
+    return found | (runs[0].method.figures(stage.gates) if stage is not None else {})
+
+
+def densities_of_layers(model: nn.Module) -> list[float]:
+    """Kept weights over all of each layer that is pruned, of all encoders in their order."""
+    return [density for state in pruning_states(model) for density in state.layer_densities()]

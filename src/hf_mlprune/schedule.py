@@ -19,6 +19,10 @@ class Phase(IntEnum):
     BLOCKS = 2
     FINAL = 3
 
+    def __str__(self) -> str:
+        """As bars and logs show it; in JSON it is a number."""
+        return ("warm-up", "heads and rows", "blocks", "recovery")[self]
+
 
 @dataclass(frozen=True)
 class Schedule:

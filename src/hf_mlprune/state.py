@@ -136,6 +136,15 @@ class PruningState(nn.Module):
         live = [linear.live_blocks() for linear in self.linears]
         return sum(int(costs[keep].sum()) for costs, keep in live) / self.total_weights()
 
+    def layer_densities(self) -> list[float]:
+        """The same of each pruned layer."""
+        whole = self.dense.weights(self.dense.units)
+        found = []
+        for index in self.included():
+            live = [linear.live_blocks() for linear in self.modules_of[index][1].values()]
+            found.append(sum(int(costs[keep].sum()) for costs, keep in live) / whole)
+        return found
+
     def kept_structure(self, index: int) -> LayerStructure:
         """Kept units of one layer as indices into the dense layer, blocks not considered."""
         gates = self.gates(index)

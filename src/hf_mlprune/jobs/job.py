@@ -84,6 +84,9 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
         dense = str(out / DENSE)
         _fine_tune(prepared, work / "fine-tuning", Path(dense), resume=resume, say=say)
     model, callback = prepared.model(dense), PruningCallback(teacher=dense, **job.settings)
+    if job.task == "embeddings":
+        # Those of words are not pruned, and the teacher's are the same.
+        model.get_input_embeddings().requires_grad_(False)
     trainer, saver = _make_trainer(prepared, model, work / "pruning", 1, [callback])
     # By the trainer that prunes: so the card has the figures of both.
     dense_metrics = _evaluate(prepared, trainer, None)

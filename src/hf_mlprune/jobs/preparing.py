@@ -119,7 +119,7 @@ def prepare(job: Job) -> Prepared:
         job.steps or max(LEAST_PRUNING, math.ceil(job.epochs * per_epoch)),
     )
     rate = job.fine_tune_learning_rate or (5e-5 if config.hidden_size >= LARGE else 1e-4)
-    rates = (rate, job.learning_rate or PRUNING_OVER_FINE_TUNING * rate)
+    rates = (rate, job.learning_rate or task.pruning_rate or PRUNING_OVER_FINE_TUNING * rate)
     if not fine_tune:
         steps = (0, steps[1])
     return Prepared(job, task, data, tokens, tokenizer, fine_tune, why, steps, rates)

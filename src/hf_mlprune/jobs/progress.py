@@ -8,8 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-#: Names of the phases of a run, by `pruning_phase` in its log.
-PHASES = ("warm-up", "removing", "removing blocks", "recovering")
 #: Parts of a run after which a line is printed where there is no terminal.
 PARTS = 10
 
@@ -50,8 +48,7 @@ class Bar(TrainerCallback):
             return
         figures = f"loss {logs['loss']:.3f}"
         if "density" in logs:
-            phase = PHASES[int(logs["pruning_phase"])]
-            figures += f", {logs['density']:.1%} of the weights, {phase}"
+            figures += f", {logs['density']:.1%} of the weights, {logs['pruning_phase']}"
         self.progress.update(self.task, figures=figures)
         part = max(1, state.max_steps // PARTS)
         if not self.console.is_terminal and state.global_step % part < args.logging_steps:

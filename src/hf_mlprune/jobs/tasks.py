@@ -52,6 +52,8 @@ class Task(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: Names of its figures, the one that counts first; larger is better.
     metrics: ClassVar[tuple[str, ...]]
+    #: Learning rate of pruning, if nobody says it; ``None`` derives it from that of fine-tuning.
+    pruning_rate: ClassVar[float | None] = None
     #: Most tokens of a row, if nobody says it.
     max_length: ClassVar[int] = 128
 
@@ -228,6 +230,8 @@ class Embeddings(Task):
 
     auto = AutoModel
     roles: ClassVar = {"text": TEXT}
+    # Chosen on the STS benchmark's development pairs; see examples/README.md.
+    pruning_rate = 1e-3
     metrics = ("agreement",)
 
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -80,6 +80,8 @@ class Method(ABC, Generic[S]):
     levels: ClassVar[tuple[str, ...] | None] = None
     #: Whether a head's mask also multiplies query and key; its value alone decides its context.
     mask_queries_and_keys: ClassVar[bool] = False
+    #: Whether it regularizes: λ and penalty are then logged.
+    has_penalty: ClassVar[bool] = False
     #: Whether ``stage.owned()`` has inputs of the last training pass, each process its own.
     needs_inputs: ClassVar[bool] = False
 
@@ -122,6 +124,10 @@ class Method(ABC, Generic[S]):
             stage: the gates that learn now.
             progress: after this optimizer step.
         """
+
+    def figures(self, gates: Sequence[Gate]) -> dict[str, float]:
+        """What the log of a run should have besides density, target, λ and penalty."""
+        return {}
 
     @abstractmethod
     def select(self, stage: Stage, target: float, progress: Progress) -> list[Tensor]:

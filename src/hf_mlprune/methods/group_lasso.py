@@ -47,6 +47,7 @@ class GroupLasso(SquaredWeights[GroupLassoSettings]):
     """
 
     Settings = GroupLassoSettings
+    has_penalty = True
     defaults: ClassVar = {"structured_fraction": 0.3, "block_fraction": 0.2}
 
     def prepare(self, gate: Gate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +116,7 @@ class LearnedThresholds(Method[ThresholdSettings]):
     """
 
     Settings = ThresholdSettings
+    has_penalty = True
     mask_queries_and_keys = True
 
     def prepare(self, gate: Gate) -> None:
@@ -133,6 +135,11 @@ class LearnedThresholds(Method[ThresholdSettings]):
             gate.get_buffer(name).zero_()
         for name in ("threshold_average", "threshold_square_average"):
             gate.get_buffer(name).zero_()
+
+    def figures(self, gates: Sequence[Gate]) -> dict[str, float]:
+        """The mean of the thresholds θ."""
+        values = [float(gate.get_buffer("threshold")) for gate in gates]
+        return {"threshold": sum(values) / len(values)} if values else {}
 
     @torch.no_grad()
     def take_up(self, stage: Stage) -> None:

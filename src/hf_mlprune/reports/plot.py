@@ -12,7 +12,13 @@ from .picture import LEVELS
 
 ENDINGS = (".png", ".svg", ".pdf")
 #: Curves of Trainer's log, if the run wrote them.
-CURVES = {"density": "density", "density_target": "target", "lambda": "λ", "penalty": "penalty"}
+CURVES = {
+    "density": "density",
+    "density_target": "target",
+    "lambda": "λ",
+    "penalty": "penalty",
+    "threshold": "θ",
+}
 LEFT, GONE = "#1f6f8b", "#d9d9d9"
 
 
@@ -44,7 +50,7 @@ def write_plot(found: PrunedFolder, file: Path) -> None:
     _bars(axes[0], found)
     _maps(axes[1], found.layers)
     if shown:
-        _curves(axes[2], shown)
+        _curves(axes[2], shown, found.history)
     figure.suptitle(f"{Path(found.name).name}: {found.report.density:.1%} of the encoder's weights")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
@@ -102,9 +108,14 @@ def _maps(axes: Any, layers: Sequence[LayerMap]) -> None:
     )
 
 
-def _curves(axes: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
-    """Figures over steps: densities on the left, all else on the right."""
+def _curves(axes: Any, curves: dict[str, list[tuple[int, float]]], history: Sequence[dict[str, Any]]) -> None:
+    """Figures over steps: densities on the left, thin lines those of the layers, all else on the right."""
     other = None
+    layers = [
+        (entry["step"], entry["density_of_layers"]) for entry in history if "density_of_layers" in entry
+    ]
+    for index in range(len(layers[0][1]) if layers else 0):
+        axes.plot([step for step, _ in layers], [each[index] for _, each in layers], color=GONE, linewidth=1)
     for name, points in curves.items():
         target = axes
         if not name.startswith("density"):
@@ -115,4 +126,5 @@ def _curves(axes: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
         )
     axes.set(xlabel="step", ylabel="density", ylim=(0, 1.05), title="training")
     lines = [line for each in (axes, other) if each is not None for line in each.get_lines()]
+    lines = [line for line in lines if not str(line.get_label()).startswith("_")]
     axes.legend(lines, [line.get_label() for line in lines], fontsize="small")

@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState
 from ..budgets import BUDGETS
 from ..config import PruningConfig
 from ..files import write_json
-from ..loop import advance, collect, figures, finished_target, is_running, start
+from ..loop import advance, collect, densities_of_layers, figures, finished_target, is_running, start
 from ..modeling.pretrained import REPORT_FILE
 from ..reports.counting import report
 from ..reports.report import Report, print_end
@@ -280,6 +280,9 @@ class PruningCallback(TrainerCallback, ExportableState):
         for name, value in found.items():
             logs.setdefault(name, value)
             state.log_history[-1].setdefault(name, value)
+        if "loss" in logs:
+            # Reporters take single numbers only.
+            state.log_history[-1].setdefault("density_of_layers", densities_of_layers(model))
 
     def on_evaluate(
         self,
