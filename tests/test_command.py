@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -77,7 +79,9 @@ def test_prune_writes_a_model_that_the_other_verbs_read(small):
     assert Report.from_dict(data) == found.report
     compared = json.loads(run("compare", small, small, "--json"))
     assert compared["figures"]["parameters"] == [found.report.parameters[0]] * 2
+    assert compared["figures"]["accuracy"][0] == found.metrics["accuracy"][1]
     assert "weights of the encoder" in run("compare", small, small)
+    assert "accuracy: " in said
 
 
 def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
@@ -97,6 +101,11 @@ def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
         (("report", "./nowhere"), "error: expected the folder of a model, got ./nowhere, where nothing is"),
         (("bench", "{small}", "--engine", "tensorrt"), "error: engine: expected one of .* got 'tensorrt'"),
         (("bench", "{small}", "--shape", "1by2"), "error: shape: expected rows x tokens, .* got '1by2'"),
+        (("bench", "{small}", "--shape", "1x100000"), "error: shape: expected at most .* tokens"),
+        (("bench", "{small}", "--threads", "0"), "error: threads: expected a whole number from 1 up, got 0"),
+        (("report", "no-such-model"), "error: expected the folder .* got 'no-such-model'"),
+        (("prune", "{small}", "--data", "d.csv", "--out", "x", "--density", "0.5", "--set", "density=0.4"),
+         "error: --set: expected each setting once, got .'density'."),
         (("report", "{small}/_dense"), "error: expected a pruned model, got .* has no structure"),
         (("report", "{small}", "--html", "page.txt"), "error: html: expected a file of .html, got page.txt"),
         (("plot", "{small}", "--out", "plot.doc"), "error: out: expected a file of .png, .* got plot.doc"),
@@ -119,6 +128,9 @@ def test_errors_are_said_in_one_line(words, message, small, tmp_path, monkeypatc
 
 def test_wrong_words_are_usage_errors():
     assert "NAME=VALUE" in run("prune", "x", "--data", "d", "--out", "o", "--set", "density", code=2)
+    assert "expected JSON behind levels=" in run(
+        "prune", "x", "--data", "d", "--out", "o", "--set", "levels=[1", code=2
+    )
     assert "No such command" in run("prnue", code=2)
 
 
@@ -252,3 +264,22 @@ def test_push_uploads_the_model_and_not_the_dense_one(small, tmp_path):
     finally:
         hub.close()
     assert AutoModelForSequenceClassification.from_pretrained(small).config.num_labels == 2
+
+
+def test_ctrl_c_exits_with_its_own_code(tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    program = [sys.executable, "-W", "ignore", "-c", "from hf_mlprune.cli import main; main()"]
+    words = ["prune", tiny_bert, "--data", data, "--out", tmp_path / "out", "--column", "text=review"]
+    words += ["--column", "label=topic", "--steps", 4000, "--fine-tune-steps", 4000]
+    running = subprocess.Popen([*program, *map(str, words)], stderr=subprocess.PIPE, text=True)
+    for line in running.stderr:
+        if line.startswith("fine-tuning, 4000"):
+            break
+    while running.poll() is None and not (tmp_path / "out" / "_work" / "fine-tuning").is_dir():
+        time.sleep(0.05)
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 130, said
+    assert "the same command with --resume goes on" in said
+    assert "error" not in said

@@ -115,7 +115,7 @@ def test_splits_of_a_folder_and_a_test_of_its_own_are_taken(tmp_path):
             r"data: expected a file or folder, got .*none.csv",
         ),
         ("a.csv", "", ValueError, "data: expected rows in .*a.csv, got an empty file"),
-        ("a.csv", "text,label\n", ValueError, "data: expected|hold some out"),
+        ("a.csv", "text,label\n", ValueError, "data: expected rows in .*a.csv, got a header only"),
         (
             "a.csv",
             "text,label\nx,y\n",
@@ -136,6 +136,63 @@ def test_files_that_are_no_data_are_refused(name, content, error, message, tmp_p
         (tmp_path / name).write_text(content)
     with pytest.raises(error, match=message):
         read_data(str(tmp_path / name), None, seed=0)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_the_header_says_what_stands_between_columns(mark, tmp_path):
+    lines = [mark.join(row) for row in (["text", "label"], *[[f"a {i}", "NA"] for i in range(4)], ["", "b"])]
+    (tmp_path / "mine.CSV").write_text("\n".join(lines), encoding="utf-8-sig")
+    rows = read_data(str(tmp_path / "mine.CSV"), None, seed=0)
+    found = [*rows["train"], *rows["test"]]
+    # "NA" is a word, an empty cell is empty.
+    assert sorted(row["label"] for row in found) == ["NA"] * 4 + ["b"]
+    assert sum(row["text"] is None for row in found) == 1
+
+
+def test_text_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "mine.csv").write_bytes("text,label\nschön,a\nschön,b\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"expected text in UTF-8 in .*mine.csv"):
+        read_data(str(tmp_path / "mine.csv"), None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([True, False], ["False", "True"]),
+        ([10, 9], ["9", "10"]),
+        (["b", "a"], ["a", "b"]),
+        ([2.0, 1.0], ["1.0", "2.0"]),
+    ],
+)
+def test_labels_of_any_kind_are_classes(values, names):
+    rows = Dataset.from_dict({"text": ["x"] * 6, "label": values * 3})
+    task = TASKS["text-classification"](rows, {})
+    found = task.prepare(DatasetDict({"train": rows, "test": rows}))
+    assert task.labels == names
+    assert [names[index] for index in found["train"]["label"]] == [str(value) for value in values * 3]
+
+
+def test_words_without_labels_are_refused():
+    rows = Dataset.from_dict({"tokens": [["a", "b"], ["c"]], "tags": [["x", "y"], ["x", "y"]]})
+    task = TASKS["token-classification"](rows, {})
+    with pytest.raises(
+        ValueError, match="expected as many labels as words, got 1 words and 2 labels in row 1"
+    ):
+        task.prepare(DatasetDict({"train": rows, "test": rows}))
+
+
+def test_models_of_all_targets_are_kept_and_measured(tiny_bert, tmp_path):
+    rows = rows_of()
+    rows[3]["review"] = None
+    data, said = write(rows, tmp_path / "mine.csv"), []
+    job = job_of(tiny_bert, tmp_path, data, settings={"targets": [0.6, 0.4]}, steps=40)
+    found = prune(job, say=said.append)
+    assert "note: 1 rows to train on have nothing in 'review'" in said
+    assert set(found.others) == {"density-0.6"}
+    assert set(found.others["density-0.6"]) == {"accuracy", "f1"}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", subfolder="density-0.6")
+    assert 0.4 < report(model).density <= 0.6
+    assert any(line.startswith("density-0.6: accuracy") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +231,12 @@ def test_columns_that_nobody_could_know_are_asked_for():
         ({"task": "translation"}, "task: expected one of .*'text-classification'"),
         ({"columns": {"text": "topic", "label": "review"}}, "expected 2 to 1000 classes .* got 1200"),
         ({"columns": {"text": "topic", "label": "topic"}}, "column: expected another column for each role"),
+        ({"columns": {"text": "topic", "label": "number"}}, "expected classes .* numbers with fractions"),
+        ({"columns": {"text": "topic", "label": "hole"}}, "a class in every row of .* rows without one"),
+        ({"task": "regression", "columns": {"text": "topic", "label": "hole"}},
+         "a number in every|expected numbers"),
+        ({"settings": {"density": 0.01}}, "density 0.01 cannot be reached"),
+        ({"settings": {"targets": [0.6, 0.4]}}, "for each of 2 targets, 40 in all, got 24"),
         ({"task": "regression"}, "data: expected numbers in the column 'topic' for regression"),
         ({"task": "token-classification", "columns": {"tokens": "review", "label": "topic"}},
          "data: expected lists in the column 'review', one entry per word, got str"),
@@ -181,7 +244,10 @@ def test_columns_that_nobody_could_know_are_asked_for():
 )  # fmt: skip
 def test_data_that_do_not_fit_a_task_are_refused_before_any_work(change, message, tiny_bert, tmp_path):
     # Every row another text: 1,200 of them are no classes.
-    data = write(rows_of(1200), tmp_path / "mine.csv")
+    rows = rows_of(1200)
+    for index, row in enumerate(rows):
+        row |= {"number": index / 7, "hole": None if index % 3 == 0 else row["topic"]}
+    data = write(rows, tmp_path / "mine.csv")
     with pytest.raises(ValueError, match=message):
         prune(job_of(tiny_bert, tmp_path, data, **change))
     assert not (tmp_path / "out").exists()
@@ -207,7 +273,7 @@ def test_a_file_becomes_a_pruned_model_with_all_it_needs(tiny_bert, tmp_path):
     found = prune(job_of(tiny_bert, tmp_path, data), say=said.append)
     out = tmp_path / "out"
     assert "columns: text=review, label=topic" in said[0]
-    assert "classes: money, sport (2)" in said[1]
+    assert "classes: 'money', 'sport' (2)" in said[1]
     assert any("without a head for this task" in line for line in said)
     assert found.metric == "accuracy"
     assert found.pruned_metrics["accuracy"] >= 50
@@ -231,6 +297,8 @@ def test_a_file_becomes_a_pruned_model_with_all_it_needs(tiny_bert, tmp_path):
     assert again.steps[0] == 0
     with pytest.raises(FileExistsError, match="out: expected a new or an empty folder"):
         prune(job_of(tiny_bert, tmp_path, data))
+    with pytest.raises(FileNotFoundError, match=r"expected an interrupted job .* one that is finished"):
+        prune(job_of(tiny_bert, tmp_path, data), resume=True)
 
 
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(tiny_bert, tmp_path):
@@ -358,6 +426,7 @@ def test_embeddings_are_pruned_without_labels_and_stay_a_sentence_transformer(ti
     model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert model.encode(["goal match"]).shape == (1, 128)
     assert 0.3 < report(model[0].model).density <= 0.4
+    assert "of the encoder's weights are left" in (tmp_path / "out" / "README.md").read_text()
 
 
 JOB = """
@@ -394,7 +463,7 @@ def test_an_interrupted_job_goes_on_to_the_same_model(stage, tiny_bert, tmp_path
     assert not (tmp_path / "out" / "model.safetensors").exists()
     with pytest.raises(FileExistsError, match="holds an interrupted job; add --resume"):
         prune(job_of(tiny_bert, tmp_path, data))
-    with pytest.raises(ValueError, match=r"resume: expected the same arguments as before, steps=120"):
+    with pytest.raises(ValueError, match=r"as before, steps=120 \(got 24\)"):
         prune(job_of(tiny_bert, tmp_path, data, fine_tune_steps=60), resume=True)
     again = start_job(tiny_bert, tmp_path, resume=True)
     _, said = again.communicate(timeout=300)

@@ -38,6 +38,9 @@ def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
     """Print an error as one line and end the command with an exit code."""
     try:
         yield
+    except typer.Exit:
+        # Of typer, and a RuntimeError.
+        raise
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
@@ -61,6 +64,7 @@ def quiet() -> None:
         import datasets
 
         datasets.disable_progress_bars()
+        datasets.utils.logging.set_verbosity(logging.CRITICAL)
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
@@ -73,6 +77,10 @@ def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
         try:
             found[name] = json.loads(value)
         except ValueError:
+            if value.startswith(("[", "{")):
+                raise typer.BadParameter(
+                    f"expected JSON behind {name}=, got {value!r}", param_hint=option
+                ) from None
             found[name] = value
     return found
 
@@ -108,14 +116,14 @@ def prune(
         typer.Option("--fine-tune/--no-fine-tune", help="before pruning (guessed from the model)"),
     ] = None,
     epochs: Annotated[float, typer.Option(help="of pruning")] = 6.0,
-    fine_tune_epochs: Annotated[float, typer.Option()] = 3.0,
+    fine_tune_epochs: Annotated[float, typer.Option(help="of fine-tuning")] = 3.0,
     steps: Annotated[int | None, typer.Option(help="of pruning, in place of epochs")] = None,
-    fine_tune_steps: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int, typer.Option()] = 32,
+    fine_tune_steps: Annotated[int | None, typer.Option(help="in place of its epochs")] = None,
+    batch_size: Annotated[int, typer.Option(help="rows of a step")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="of pruning")] = None,
     fine_tune_learning_rate: Annotated[float | None, typer.Option()] = None,
     max_length: Annotated[int | None, typer.Option(help="most tokens of a row")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen, and end")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted job")] = False,
     as_json: AsJson = False,
@@ -125,11 +133,15 @@ def prune(
     with errors_in_words(traceback=traceback):
         from .jobs import Job
         from .jobs import prune as do_job
-        from .jobs.preparing import describe, prepare
+        from .jobs.job import check_folder
+        from .jobs.preparing import check_reachable, describe, prepare
 
         named = {"density": density, "speedup": speedup, "latency": latency, "size": size, "method": method}
         settings = {name: value for name, value in named.items() if value is not None}
-        settings |= {"preset": preset, **pairs(setting, "--set")}
+        more = pairs(setting, "--set")
+        if twice := sorted(set(settings) & set(more)):
+            raise ValueError(f"--set: expected each setting once, got {twice} by an option of its own, too")
+        settings |= {"preset": preset, **more}
         if not {"density", "speedup", "latency", "size", "multiply_adds", "targets"} & set(settings):
             settings["density"] = 0.25
         columns = {role: str(name) for role, name in pairs(column, "--column").items()}
@@ -141,7 +153,10 @@ def prune(
             max_length=max_length, seed=seed,
         )  # fmt: skip
         if dry_run:
-            show(describe(prepare(job)), as_json=as_json)
+            check_folder(job, resume=resume)
+            prepared = prepare(job)
+            check_reachable(prepared)
+            show(describe(prepared), as_json=as_json)
             return
         try:
             found = do_job(job, resume=resume, say=lambda text: err.print(escape(text)))

@@ -237,7 +237,9 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():
         gate.learn(id(gate) in learning)
-    run.pressure = Pressure(run.target if phase > Phase.WARMUP else 1.0)
+    if phase is Phase.FINAL:
+        # While masks learn, the method says where its path is.
+        run.pressure = Pressure(run.target)
     for linear in state.linears:
         linear.keep_inputs, linear.inputs = run.method.needs_inputs and run.stage is not None, None
     if phase is Phase.FINAL:

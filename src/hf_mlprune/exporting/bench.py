@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..reports.latency import device_name
 from ..timing import interleave, using_threads
+from ..values import check_whole_number
 from .engine import Runner, check_installed, reference
 from .export import ENGINES
 from .onnx_int8 import RECIPES
@@ -119,6 +120,8 @@ def bench(
         dense = read_source(against, None)
         if not set(pruned.names) <= set(dense.names):
             raise ValueError(f"against: expected a model that reads {pruned.names}, got one of {dense.names}")
+    if threads is not None:
+        check_whole_number("threads", threads, at_least=1)
     count = threads or torch.get_num_threads()
     with using_threads(count), tempfile.TemporaryDirectory() as work:
         ways: dict[str, Runner] = {DENSE: reference(dense)}
@@ -165,6 +168,9 @@ def _measure(
     source: Source, ways: dict[str, Runner], size: tuple[int, int], rounds: int, budget_seconds: float
 ) -> list[BenchRow]:
     inputs = source.batch(*size)
+    read = inputs["input_ids"].shape[-1] if "input_ids" in inputs else size[1]
+    if read != size[1]:
+        raise ValueError(f"shape: expected at most {read} tokens, which the model reads, got {size[1]}")
     if "attention_mask" in inputs:
         # As most served batches of one length are.
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])

@@ -11,9 +11,11 @@ from datasets import Dataset, DatasetDict, load_dataset
 from sklearn.model_selection import train_test_split
 
 #: Ending of a file -> how `datasets` reads it.
+#: "NA" and "None" are words like others; only an empty cell is empty.
+CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", CSV),
+    ".tsv": ("csv", {**CSV, "sep": "\t"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -69,7 +71,7 @@ def read_data(data: str, test: str | None, *, seed: int, label: str | None = Non
 def _read(source: str, argument: str) -> dict[str, Dataset]:
     path = Path(source)
     if path.is_dir():
-        files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in READERS}
+        files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS}
         if not files:
             raise ValueError(
                 f"{argument}: expected files such as train.csv in {source} ({', '.join(READERS)}), got none"
@@ -79,25 +81,39 @@ def _read(source: str, argument: str) -> dict[str, Dataset]:
         return {name: _read_file(file, argument) for name, file in files.items()}
     if path.is_file():
         return {"train": _read_file(path, argument)}
-    if path.suffix in READERS or path.is_absolute() or source.startswith((".", "~")):
+    if path.suffix.lower() in READERS or path.is_absolute() or source.startswith((".", "~")):
         raise FileNotFoundError(f"{argument}: expected a file or folder, got {source}, where nothing is")
     name, _, configuration = source.partition(":")
     return dict(load_dataset(name, configuration or None))
 
 
 def _read_file(file: Path, argument: str) -> Dataset:
-    if file.suffix not in READERS:
+    ending = file.suffix.lower()
+    if ending not in READERS:
         raise ValueError(f"{argument}: expected a file of {', '.join(READERS)}, got {file}")
     if not file.stat().st_size:
         raise ValueError(f"{argument}: expected rows in {file}, got an empty file")
-    reader, options = READERS[file.suffix]
+    reader, options = READERS[ending]
+    if ending == ".csv":
+        options = {**options, "sep": _separator(file)}
     try:
         return load_dataset(reader, data_files=str(file), split="train", **options)
     except Exception as error:
         cause = error.__cause__ or error
+        if "no data" in str(cause):
+            raise ValueError(f"{argument}: expected rows in {file}, got a header only") from error
+        if isinstance(cause, UnicodeError):
+            raise ValueError(f"{argument}: expected text in UTF-8 in {file} ({cause}); save it so") from error
         raise ValueError(
             f"{argument}: expected {reader} in {file}, got what cannot be read: {cause}"
         ) from error
+
+
+def _separator(file: Path) -> str:
+    """What stands between the columns of a header: a comma, if there is one."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        header = stream.readline()
+    return next((mark for mark in ",\t;|" if mark in header), ",")
 
 
 def _has_labels(rows: Dataset, label: str | None) -> bool:
@@ -113,11 +129,12 @@ def _hold_out(rows: Dataset, seed: int, label: str | None) -> tuple[Dataset, Dat
     if len(rows) < 2:
         raise ValueError(f"data: expected two rows or more to hold some out as a test, got {len(rows)}")
     values = rows[label] if label is not None else []
-    counts = Counter(values) if values and isinstance(values[0], (str, int)) else Counter()
+    classes = [str(value) for value in values]
+    counts = Counter(classes) if values and isinstance(values[0], (str, int)) else Counter()
     # So many of each class as there are of it, where every class has a row for both sides.
     fits = 1 < len(counts) <= size and len(counts) <= len(rows) - size and min(counts.values()) > 1
     train, test = train_test_split(
-        range(len(rows)), test_size=size, random_state=seed, stratify=list(values) if fits else None
+        range(len(rows)), test_size=size, random_state=seed, stratify=classes if fits else None
     )
     return rows.select(sorted(train)), rows.select(sorted(test))
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from ..files import write_folder, write_json
+from ..modeling.checkpoint import write_text
+from ..modeling.pretrained import PrunedMixin
 from ..reports.report import Report
 from ..trainer.callback import PruningCallback
 from ..trainer.resuming import last_complete_checkpoint
+from ..trainer.targets import target_folder
 from .agreement import agreement, save_sentence_model
 from .batches import LengthTrainer
 from .interrupting import SaveOnInterrupt
 from .plan import Job
-from .preparing import Prepared, prepare
+from .preparing import Prepared, check_reachable, prepare
 from .progress import Bar
 
 #: Folders of a job in its output; the underscore keeps them out of hub uploads.
@@ -44,6 +47,7 @@ class JobReport:
         dense_metrics: of the dense model, on the rows to test on.
         pruned_metrics: of the pruned one.
         report: what is left, measured.
+        others: of several targets, folder of each larger model in that of the smallest -> its figures.
     """
 
     out: str
@@ -53,6 +57,7 @@ class JobReport:
     dense_metrics: dict[str, float]
     pruned_metrics: dict[str, float]
     report: Report
+    others: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -74,9 +79,11 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
         KeyboardInterrupt: after Ctrl-C; a checkpoint is written before.
     """
     out = Path(job.out)
-    _check_folder(job, out, resume=resume)
+    check_folder(job, resume=resume)
     prepared = prepare(job)
     _say_found(prepared, say)
+    if prepared.fine_tune and not resume:
+        check_reachable(prepared)
     work = out / WORK
     write_json(work / RECORD, job.to_dict())
     dense = job.model
@@ -96,20 +103,33 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
     assert callback.report is not None
     pruned_metrics = _evaluate(prepared, trainer, dense)
     say(f"pruned: {_figures(pruned_metrics)}")
+    others = _keep_others(prepared, work / "pruning", out)
+    for name, metrics in others.items():
+        say(f"{name}: {_figures(metrics)}")
     found = JobReport(
-        str(out), dense, job.task, prepared.task.metrics[0], dense_metrics, pruned_metrics, callback.report
+        str(out),
+        dense,
+        job.task,
+        prepared.task.metrics[0],
+        dense_metrics,
+        pruned_metrics,
+        callback.report,
+        others,
     )
     _write(prepared, model, trainer, out, found)
     shutil.rmtree(work)
     return found
 
 
-def _check_folder(job: Job, out: Path, *, resume: bool) -> None:
+def check_folder(job: Job, *, resume: bool) -> None:
+    """Refuse a folder that holds something else; see :func:`prune`."""
+    out = Path(job.out)
     record = out / WORK / RECORD
     if resume:
         if not record.is_file():
             raise FileNotFoundError(
-                f"resume: expected an interrupted job in {out}, got none; leave out --resume"
+                f"resume: expected an interrupted job in {out}, got "
+                + ("one that is finished" if (out / RECORD).is_file() else "none; leave out --resume")
             )
         differences = job.differences(json.loads(record.read_text(encoding="utf-8")))
         if differences:
@@ -125,8 +145,13 @@ def _say_found(prepared: Prepared, say: Say) -> None:
     rows = ", ".join(f"{len(part)} rows to {name} on" for name, part in prepared.data.items())
     say(f"data: {rows}; columns: {', '.join(f'{r}={c}' for r, c in prepared.task.columns.items())}")
     if prepared.task.labels is not None:
-        names = prepared.task.labels
+        names = [repr(name) for name in prepared.task.labels]
         say(f"classes: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})")
+    for role in ("text", "text2"):
+        column = prepared.task.columns.get(role)
+        empty = 0 if column is None else sum(text in (None, "") for text in prepared.data["train"][column])
+        if empty:
+            say(f"note: {empty} rows to train on have nothing in {column!r}")
     action = f"fine-tuning first, {prepared.steps[0]} steps" if prepared.fine_tune else "no fine-tuning"
     say(f"{action}: {prepared.why}")
 
@@ -210,13 +235,32 @@ def _evaluate(prepared: Prepared, trainer: Trainer, dense: str | None) -> dict[s
     return {name: float(ours[name]) for name in prepared.task.metrics}
 
 
+def _keep_others(prepared: Prepared, work: Path, out: Path) -> dict[str, dict[str, float]]:
+    """Take the models of earlier targets out of the folder of work, and evaluate them."""
+    settings, found = prepared.job.config(), {}
+    for index in range(len(settings.targets) - 1):
+        written = target_folder(work, settings.with_target(index))
+        kept = out / written.name
+        shutil.move(written, kept)
+        trainer, _ = _make_trainer(prepared, prepared.model(str(kept)), work, 1, [])
+        found[kept.name] = _evaluate(
+            prepared, trainer, str(out / DENSE) if prepared.fine_tune else prepared.job.model
+        )
+    return found
+
+
 def _figures(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in metrics.items()) or "no figures"
 
 
 def _write(prepared: Prepared, model: PreTrainedModel, trainer: Trainer, out: Path, found: JobReport) -> None:
     """Put the pruned model and what is known of it into the folder."""
-    if not save_sentence_model(prepared.job.model, model, out):
+    card = model.pruning_card if isinstance(model, PrunedMixin) else None
+    if save_sentence_model(prepared.job.model, model, out):
+        # sentence-transformers writes a card of its own, which knows nothing of pruning.
+        if card is not None:
+            write_text(out / "README.md", card)
+    else:
         # Not by the Trainer, which writes a pickle beside.
         model.save_pretrained(out)
         prepared.tokenizer.save_pretrained(out)

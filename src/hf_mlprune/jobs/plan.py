@@ -78,4 +78,8 @@ class Job:
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
         """What another job, in JSON form, has that this one has not."""
         now = self.to_dict()
-        return [f"{name}={earlier.get(name)!r}" for name in now if now[name] != earlier.get(name)]
+        return [
+            f"{name}={earlier.get(name)!r} (got {now[name]!r})"
+            for name in now
+            if now[name] != earlier.get(name)
+        ]

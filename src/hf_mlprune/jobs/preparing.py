@@ -14,7 +14,9 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from ..attaching import attach
 from ..families import FAMILIES, UNSUPPORTED
+from ..loop import start
 from ..modeling.checkpoint import keep_present_names
 from .data import read_data
 from .plan import Job
@@ -64,6 +66,10 @@ class Prepared:
     steps: tuple[int, int]
     rates: tuple[float, float]
 
+    def length(self) -> int:
+        """Median number of tokens of a row."""
+        return int(np.median([len(row) for row in self.tokens["train"]["input_ids"]]))
+
     def model(self, folder: str) -> PreTrainedModel:
         """A model with the head of the task."""
         model: PreTrainedModel = self.task.auto.from_pretrained(folder, **self.task.model_arguments())
@@ -82,7 +88,13 @@ def prepare(job: Job) -> Prepared:
     """
     if job.task not in TASKS:
         raise ValueError(f"task: expected one of {list(TASKS)}, got {job.task!r}")
-    config = AutoConfig.from_pretrained(job.model)
+    try:
+        config = AutoConfig.from_pretrained(job.model)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model: expected a folder, or a name of the hub, got {job.model!r}: there is none, and the "
+            "hub cannot be reached or has none of this name"
+        ) from error
     known = {kind for family in FAMILIES for kind in (family.name, family.config.model_type)}
     if config.model_type not in known:
         why = UNSUPPORTED.get(config.model_type)
@@ -143,6 +155,17 @@ def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
     return False, f"the model is a {architecture} for these classes"
 
 
+def check_reachable(prepared: Prepared) -> None:
+    """Refuse a target that the model cannot be pruned to, before it is fine-tuned; times are measured for it.
+
+    Raises:
+        ValueError: says what the least is, or how many steps it takes.
+    """
+    model = prepared.model(prepared.job.model)
+    attach(model, prepared.job.config())
+    start(model, prepared.steps[1], length=prepared.length())
+
+
 def describe(prepared: Prepared) -> dict[str, Any]:
     """What would happen, in numbers; the time is that of a few steps of the dense model, times the steps."""
     job, tokens = prepared.job, prepared.tokens
@@ -165,7 +188,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "because": prepared.why,
         "pruning": f"{prepared.steps[1]} steps",
         "batch size": job.batch_size,
-        "learning rates": {"fine-tuning": prepared.rates[0], "pruning": prepared.rates[1]},
+        "learning rates": {"fine-tuning": prepared.rates[0], "pruning": float(f"{prepared.rates[1]:g}")},
         "device": "GPU" if torch.cuda.is_available() else "CPU",
         "about minutes": round(sum(prepared.steps) * seconds / 60, 1),
     }

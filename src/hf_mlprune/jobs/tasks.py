@@ -114,7 +114,7 @@ class TextClassification(Task):
 
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
         """See :meth:`Task.tokenize`."""
-        texts = [[str(x) for x in rows[self.columns[r]]] for r in ("text", "text2") if r in self.columns]
+        texts = [[text_of(x) for x in rows[self.columns[r]]] for r in ("text", "text2") if r in self.columns]
         return {
             **tokenizer(*texts, truncation=True, max_length=max_length),
             "labels": rows[self.columns["label"]],
@@ -142,6 +142,12 @@ class Regression(TextClassification):
     def prepare(self, data: DatasetDict) -> DatasetDict:
         """See :meth:`Task.prepare`."""
         data = Task.prepare(self, data)
+        for name, rows in data.items():
+            if any(value is None for value in rows[self.columns["label"]]):
+                raise ValueError(
+                    f"data: expected a number in every row of {name}, got rows without one in "
+                    f"{self.columns['label']!r}; take them out"
+                )
         try:
             return data.cast_column(self.columns["label"], Value("float32"))
         except Exception as error:
@@ -182,7 +188,14 @@ class TokenClassification(Task):
                     f"data: expected lists in the column {name!r}, one entry per word, got "
                     f"{type(data['train'][0][name]).__name__}; JSON lines or Parquet hold lists"
                 )
-        label = self.columns["label"]
+        label, words = self.columns["label"], self.columns["tokens"]
+        for name, rows in data.items():
+            for index, (tokens, tags) in enumerate(zip(rows[words], rows[label], strict=True)):
+                if len(tokens) != len(tags):
+                    raise ValueError(
+                        f"data: expected as many labels as words, got {len(tokens)} words and {len(tags)} "
+                        f"labels in row {index} of {name}"
+                    )
         kind = data["train"].features[label].feature
         if isinstance(kind, ClassLabel):
             self.labels = list(kind.names)
@@ -236,7 +249,7 @@ class Embeddings(Task):
 
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
         """See :meth:`Task.tokenize`."""
-        texts = [str(text) for text in rows[self.columns["text"]]]
+        texts = [text_of(text) for text in rows[self.columns["text"]]]
         return dict(tokenizer(texts, truncation=True, max_length=max_length))
 
     def collator(self, tokenizer: Any) -> Any:
@@ -254,12 +267,34 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
     if isinstance(kind, ClassLabel):
         return data, list(kind.names)
     for name, rows in data.items():
-        if any(value is None or value == "" for value in rows[label]):
-            raise ValueError(f"data: expected a class in every row of {name}, got rows without in {label!r}")
+        empty = sum(value is None or value == "" for value in rows[label])
+        if empty:
+            raise ValueError(
+                f"data: expected a class in every row of {name}, got {empty} rows without one in {label!r}; "
+                "take them out"
+            )
     values = {value for rows in data.values() for value in rows[label]}
+    if any(isinstance(value, float) and not value.is_integer() for value in values):
+        raise ValueError(
+            f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
+            "regression, or name another column as in --column label=NAME"
+        )
     # Numbers in their order; "10" behind "9".
     names = _classes([str(value) for value in sorted(values, key=lambda x: (isinstance(x, str), x))], label)
-    return data.cast_column(label, Value("string")).cast_column(label, ClassLabel(names=names)), names
+    places = {name: index for index, name in enumerate(names)}
+    numbered = data.map(
+        lambda row: {"class of the row": places[str(row[label])]},
+        remove_columns=label,
+        load_from_cache_file=False,
+    )
+    return numbered.rename_column("class of the row", label).cast_column(
+        label, ClassLabel(names=names)
+    ), names
+
+
+def text_of(value: Any) -> str:
+    """A cell as text; an empty one has none."""
+    return "" if value is None else str(value)
 
 
 def _classes(names: list[str], label: str) -> list[str]:

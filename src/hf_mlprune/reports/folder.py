@@ -22,6 +22,8 @@ from .counting import report, reported_encoders
 from .report import Report
 
 TRAINER_STATE = "trainer_state.json"
+#: What the command writes into the folder of a job.
+JOB = "job.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class PrunedFolder:
         layers: what is left.
         history: entries of Trainer's log, if the folder has it.
         file_bytes: of the safetensors files.
+        metrics: figure -> of the dense and of the pruned model, if the command wrote the folder.
     """
 
     name: str
@@ -58,6 +61,7 @@ class PrunedFolder:
     layers: tuple[LayerMap, ...]
     history: tuple[dict[str, Any], ...]
     file_bytes: int | None
+    metrics: dict[str, tuple[float, float]]
 
     def lines(self) -> list[str]:
         """What there is to say besides the table."""
@@ -68,6 +72,8 @@ class PrunedFolder:
         ]
         if self.file_bytes is not None:
             lines.append(f"on disk: {self.file_bytes / 1e6:.1f} MB")
+        for name, (dense, pruned) in self.metrics.items():
+            lines.append(f"{name}: {pruned:.1f}, dense {dense:.1f}")
         if found.predicted_speedup is not None:
             lines.append(f"predicted by the table of times: {found.predicted_speedup:.2f}x")
         return lines + found.latency_lines()
@@ -83,7 +89,14 @@ def read_folder(name: str) -> PrunedFolder:
     folder = Path(name)
     if (folder.is_absolute() or name.startswith((".", "~"))) and not folder.is_dir():
         raise FileNotFoundError(f"expected the folder of a model, got {name}, where nothing is")
-    if not isinstance(getattr(AutoConfig.from_pretrained(name), "structure", None), dict):
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"expected the folder of a model, or a name of the hub, got {name!r}: there is none, and the "
+            "hub cannot be reached or has none of this name"
+        ) from error
+    if not isinstance(getattr(config, "structure", None), dict):
         raise ValueError(f"expected a pruned model, got {name}, whose config.json has no structure")
     model = AutoModel.from_pretrained(name)
     stored = _stored(name, REPORT_FILE)
@@ -98,6 +111,7 @@ def read_folder(name: str) -> PrunedFolder:
         ),
         history=tuple(history),
         file_bytes=sum(file.stat().st_size for file in files) or None,
+        metrics=_metrics(_stored(name, JOB) or {}),
     )
 
 
@@ -112,6 +126,11 @@ def _stored(name: str, file: str) -> dict[str, Any] | None:
         return dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: expected a JSON object ({error}); restore it, or delete it") from error
+
+
+def _metrics(job: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    dense, pruned = job.get("dense_metrics", {}), job.get("pruned_metrics", {})
+    return {name: (dense[name], pruned[name]) for name in pruned if name in dense}
 
 
 def _map(encoder: Encoder, index: int) -> LayerMap:
@@ -146,9 +165,13 @@ def compare(first: str, second: str) -> dict[str, Any]:
     """Two pruned models side by side: figures, and the share of weights left per layer."""
     pair = [read_folder(name) for name in (first, second)]
     shares = [[layer.weights[0] / layer.weights[1] for layer in found.report.layers] for found in pair]
+    metrics = [name for name in pair[0].metrics if name in pair[1].metrics]
     return {
         "models": [found.name for found in pair],
-        "figures": {name: [figure(found) for found in pair] for name, figure in FIGURES.items()},
+        "figures": {
+            **{name: [found.metrics[name][1] for found in pair] for name in metrics},
+            **{name: [figure(found) for found in pair] for name, figure in FIGURES.items()},
+        },
         "layers": [
             [share[i] if i < len(share) else None for share in shares] for i in range(max(map(len, shares)))
         ],
@@ -164,7 +187,9 @@ def comparison_table(found: dict[str, Any]) -> Table:
             return "-"
         if name.startswith("weights"):
             return f"{value:.1%}"
-        return f"{value:.2f}x" if name.startswith("speed") else f"{value:,}"
+        if name.startswith("speed"):
+            return f"{value:.2f}x"
+        return f"{value:,}" if name in FIGURES else f"{value:.1f}"
 
     for name, values in found["figures"].items():
         table.add_row(name, *(cell(name, value) for value in values))

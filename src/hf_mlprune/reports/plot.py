@@ -33,7 +33,7 @@ def write_plot(found: PrunedFolder, file: Path) -> None:
         ValueError: a file of another kind.
         ImportError: matplotlib is not installed.
     """
-    if file.suffix not in ENDINGS:
+    if file.suffix.lower() not in ENDINGS:
         raise ValueError(f"out: expected a file of {', '.join(ENDINGS)}, got {file}")
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError('plot: expected matplotlib to be installed; pip install "hf-mlprune[plot]"')
