@@ -87,9 +87,9 @@ def test_prune_writes_a_model_that_the_other_verbs_read(small):
 def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
     data = write(rows_of(), tmp_path / "mine.csv")
     words = ("prune", tiny_bert, "--data", data, "--out", tmp_path / "x", "--column", "text=review",
-             "--column", "label=topic", "--speedup", 2, "--dry-run", "--batch-size", 4)  # fmt: skip
+             "--column", "label=topic", "--set", "multiply_adds=0.6", "--dry-run", "--batch-size", 4)  # fmt: skip
     found = json.loads(run(*words, "--json"))
-    assert found["target"] == "speedup=2.0"
+    assert found["target"] == "multiply_adds=0.6"
     assert found["rows"] == {"train": 54, "test": 6}
     assert "because" in run(*words)
     assert not (tmp_path / "x").exists()

@@ -435,7 +435,7 @@ sys.path[:0] = sys.argv[3:]
 from pathlib import Path
 from hf_mlprune.jobs import prune
 from test_jobs import job_of
-prune(job_of(sys.argv[1], Path(sys.argv[2]), sys.argv[2] + "/mine.csv", steps=120, fine_tune_steps=60),
+prune(job_of(sys.argv[1], Path(sys.argv[2]), sys.argv[2] + "/mine.csv", steps=60, fine_tune_steps=40),
       resume={resume}, say=lambda text: print(text, flush=True))
 """
 
@@ -463,8 +463,8 @@ def test_an_interrupted_job_goes_on_to_the_same_model(stage, tiny_bert, tmp_path
     assert not (tmp_path / "out" / "model.safetensors").exists()
     with pytest.raises(FileExistsError, match="holds an interrupted job; add --resume"):
         prune(job_of(tiny_bert, tmp_path, data))
-    with pytest.raises(ValueError, match=r"as before, steps=120 \(got 24\)"):
-        prune(job_of(tiny_bert, tmp_path, data, fine_tune_steps=60), resume=True)
+    with pytest.raises(ValueError, match=r"as before, steps=60 \(got 24\)"):
+        prune(job_of(tiny_bert, tmp_path, data, fine_tune_steps=40), resume=True)
     again = start_job(tiny_bert, tmp_path, resume=True)
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0, said[-3000:]

@@ -1,4 +1,4 @@
-"""One run, in as many processes as a launcher started; each writes what it saw (test_distributed.py)."""
+"""Runs, in as many processes as a launcher started; each writes what it saw (test_distributed.py)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,17 @@ class Watch(TrainerCallback):
         self.masks.append(torch.cat([gate.keep for gate in pruning_state(model).all_gates()]))
 
 
-def main(folder: str, settings: str, taught: str, rows: str) -> None:
-    """Train 24 steps, or 48 where there are two targets, of so many rows per process, and export."""
+def main(folder: str, rows: str, taught: str, *runs: str) -> None:
+    """All runs in these processes, each into a folder of its own."""
     sys.addaudithook(note_writing)
+    for index, settings in enumerate(runs):
+        WROTE.clear()
+        run(f"{folder}/{index}", json.loads(settings), taught, int(rows))
+
+
+def run(folder: str, settings: dict, taught: str, rows: int) -> None:
+    """Train 24 steps, or 48 where there are two targets, of so many rows per process, and export."""
+    Path(folder).mkdir(exist_ok=True)
     watch = Watch()
     dtype = torch.bfloat16 if taught == "bfloat16" else torch.float64
     teacher = make_model(seed=3).double() if taught == "taught" else None
@@ -44,12 +52,12 @@ def main(folder: str, settings: str, taught: str, rows: str) -> None:
         model=make_model().to(dtype),
         args=training_arguments(
             Path(folder) / "run", max_steps=48 if "targets" in settings else 24,
-            per_device_train_batch_size=int(rows), lr_scheduler_type="constant",
+            per_device_train_batch_size=rows, lr_scheduler_type="constant",
             use_cpu=True, save_strategy="steps", save_steps=12,
         ),
         train_dataset=make_dataset(),
         callbacks=[
-            PruningCallback(0.3, teacher=teacher, **json.loads(settings)),
+            PruningCallback(0.3, teacher=teacher, **settings),
             watch,
         ],
     )  # fmt: skip
