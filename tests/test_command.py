@@ -86,8 +86,8 @@ def test_prune_writes_a_model_that_the_other_verbs_read(small):
 
 def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
     data = write(rows_of(), tmp_path / "mine.csv")
-    words = ("prune", tiny_bert, "--data", data, "--out", tmp_path / "x", "--column", "text=review",
-             "--column", "label=topic", "--set", "multiply_adds=0.6", "--dry-run", "--batch-size", 4)  # fmt: skip
+    words = ("prune", tiny_bert, "--data", data, "--out", tmp_path / "x", "--column", "text=review")
+    words += ("--column", "label=topic", "--set", "multiply_adds=0.6", "--dry-run", "--batch-size", 4)
     found = json.loads(run(*words, "--json"))
     assert found["target"] == "multiply_adds=0.6"
     assert found["rows"] == {"train": 54, "test": 6}
