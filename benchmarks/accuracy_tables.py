@@ -185,6 +185,10 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
             points.sort(key=lambda cell: getattr(cell, across))
             if points:
                 xs, ys = ([getattr(cell, name) for cell in points] for name in (across, "metric"))
+                if method in DENSE and across == "speedup":
+                    # One shape, whatever the task: what was measured beside the others is noise.
+                    same = [cell.speedup for key, cell in found.items() if key[0] == method]
+                    xs = [statistics.median(same)]
                 axis.errorbar(
                     xs,
                     ys,
@@ -195,7 +199,13 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
                 )
         axis.set(title=task, xlabel=LABELS[across])
     axes[0][0].set_ylabel("metric")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    handles = {
+        name: handle
+        for axis in axes[0]
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    names = [name for name in METHODS if name in handles]
+    figure.legend([handles[name] for name in names], names, loc="outside right center", frameon=False)
     figure.savefig(file, dpi=120)
 
 

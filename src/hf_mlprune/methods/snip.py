@@ -25,6 +25,10 @@ from .ranking import Ranking
 MOST_MATRICES = 8
 #: Of the power method, each step anew: the bound needs no exact norm.
 ITERATIONS = 6
+#: Tokens of a batch that function norms are taken over, at most.
+MOST_TOKENS = 512
+#: Spectral norms are bounded after every so many updates, which change them little.
+BOUND_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class IdentityPrior(Ranking[IdentityPriorSettings]):
 
         c goes from a matrix's own norm to the median of its kind over the layers, as the phase goes on.
         """
-        if progress.phase is Phase.WARMUP or not self.settings.spectral_share:
+        due = progress.step % BOUND_EVERY == 0
+        if progress.phase is Phase.WARMUP or not self.settings.spectral_share or not due:
             return
         bound_spectral_norms(stage, self.settings.spectral_share * (1 - (1 - progress.share) ** 3))
 
@@ -115,17 +120,29 @@ def function_norms(last: Owned, units: int) -> tuple[Tensor, Tensor]:
     """
     assert last.inputs is not None
     weight = last.weight.float().view(len(last.weight), units, -1)
-    inputs = last.inputs.float().reshape(-1, units, weight.shape[2])
+    tokens = last.inputs.reshape(-1, last.inputs.shape[-1])
+    # A mean over part of the tokens is one over all of them, as far as a moving average is concerned.
+    tokens = tokens[:: -(-len(tokens) // MOST_TOKENS)]
+    inputs = tokens.float().reshape(-1, units, weight.shape[2])
     scale = 1 / (len(inputs) * len(weight) ** 0.5)
-    # ‖x Wᵀ‖² = x (Wᵀ W) xᵀ: the small square is cheaper than the product.
-    gram = torch.einsum("dus,dut->ust", weight, weight)
-    through = torch.einsum("nus,ust->nut", inputs, gram)
-    norms = (through * inputs).sum(2).clamp(min=0).sqrt()
     # d‖x Wᵀ‖/dW = W x xᵀ / ‖x Wᵀ‖
-    scaled = inputs / norms.clamp(min=1e-12).unsqueeze(2) * (norms > 0).unsqueeze(2)
-    moment = torch.einsum("nus,nut->ust", scaled, inputs)
-    gradient = torch.einsum("dus,ust->dut", weight, moment)
+    if weight.shape[2] < len(weight):
+        # ‖x Wᵀ‖² = x (Wᵀ W) xᵀ: the small square is cheaper than the product.
+        gram = torch.einsum("dus,dut->ust", weight, weight)
+        through = torch.einsum("nus,ust->nut", inputs, gram)
+        norms = (through * inputs).sum(2).clamp(min=0).sqrt()
+        moment = torch.einsum("nus,nut->ust", inputs * _inverse(norms), inputs)
+        gradient = torch.einsum("dus,ust->dut", weight, moment)
+    else:
+        through = torch.einsum("nus,dus->nud", inputs, weight)
+        norms = through.norm(dim=2)
+        gradient = torch.einsum("nud,nus->dus", through * _inverse(norms), inputs)
     return norms.sum(0) * scale, gradient.reshape(last.weight.shape) * scale
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """1 over each, 0 of 0; ``(tokens, units, 1)``."""
+    return torch.where(norms > 0, 1 / norms.clamp(min=1e-12), 0.0).unsqueeze(2)
 
 
 @torch.no_grad()
