@@ -6,10 +6,7 @@ A folder of data has one folder per task: `SST-2`, `CoLA`, `MRPC` (GLUE's files 
 
 from __future__ import annotations
 
-import collections
 import json
-import re
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +25,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     default_data_collator,
 )
+
+from hf_mlprune.jobs.question_answering import plain_answer, word_f1
 
 #: Of SST-2's training sentences, the first so many of a fixed order.
 SST2_SENTENCES = 20_000
@@ -181,8 +180,10 @@ def _spans(folder: Path, tokenizer: Any, length: int, held_back: bool) -> Task:
             score, answer = _best_answer(start, end, part["offsets"], asked[part["question"]]["context"])
             best[part["question"]] = max(best.get(part["question"], (-np.inf, "")), (score, answer))
         pairs = [(best[index][1], row["answers"]) for index, row in enumerate(asked)]
-        f1 = np.mean([max(_word_f1(found, answer) for answer in wanted) for found, wanted in pairs])
-        exact = np.mean([any(_plain(a) == _plain(found) for a in wanted) for found, wanted in pairs])
+        f1 = np.mean([max(word_f1(found, answer) for answer in wanted) for found, wanted in pairs])
+        exact = np.mean(
+            [any(plain_answer(a) == plain_answer(found) for a in wanted) for found, wanted in pairs]
+        )
         return {"f1": 100 * float(f1), "exact_match": 100 * float(exact)}
 
     test = test.remove_columns(["offsets", "question"])
@@ -245,20 +246,6 @@ def _best_answer(start: Any, end: Any, offsets: Sequence[Any], context: str) -> 
     scores = np.where(np.tril(np.triu(np.ones_like(scores)), MOST_ANSWER_TOKENS - 1) > 0, scores, -np.inf)
     first, last = np.unravel_index(int(scores.argmax()), scores.shape)
     return float(scores[first, last]), context[offsets[first][0] : offsets[last][1]]
-
-
-def _plain(text: str) -> str:
-    """As SQuAD compares answers: lower case, without punctuation and articles."""
-    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
-
-
-def _word_f1(found: str, wanted: str) -> float:
-    words = [_plain(text).split() for text in (found, wanted)]
-    if not all(words):
-        return float(words[0] == words[1])
-    shared = sum((collections.Counter(words[0]) & collections.Counter(words[1])).values())
-    return 2 * shared / (len(words[0]) + len(words[1]))
 
 
 #: As the tables have them, left to right.

@@ -29,12 +29,16 @@ from transformers import (
 
 from hf_mlprune import report
 from hf_mlprune.jobs import Job, prune
-from hf_mlprune.jobs.data import find_columns, read_data
+from hf_mlprune.jobs.data import divide, find_columns, read_splits
 from hf_mlprune.jobs.preparing import TASKS, describe, prepare
-from hf_mlprune.jobs.question_answering import _best, _f1
+from hf_mlprune.jobs.question_answering import _best, word_f1
 from hf_mlprune.reports.report import Report
 
 WORDS = {"sport": "goal match team player coach", "money": "bank market share profit trade"}
+
+
+def read_data(data: str, test: str | None, *, seed: int, label: str | None = None) -> DatasetDict:
+    return divide(read_splits(data, test), seed=seed, label=label)
 
 
 def rows_of(count: int = 60) -> list[dict]:
@@ -398,7 +402,7 @@ def test_answers_that_are_not_where_they_should_be_are_refused(tiny_bert, tmp_pa
     [("The cat!", "cat", 1), ("a big cat", "cat", 2 / 3), ("dog", "cat", 0), ("", "", 1), ("dog", "", 0)],
 )
 def test_answers_are_compared_as_squad_does(said, right, score):
-    assert _f1(said, right) == pytest.approx(score)
+    assert word_f1(said, right) == pytest.approx(score)
 
 
 @given(st.integers(0, 999), st.integers(2, 12))

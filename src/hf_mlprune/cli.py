@@ -17,6 +17,8 @@ from rich.markup import escape
 from transformers.utils import is_datasets_available
 from transformers.utils import logging as transformers_logging
 
+from .budgets import TARGETED
+
 app = typer.Typer(
     help="Prune BERT-family encoders: small and fast models from your own data.",
     no_args_is_help=True,
@@ -55,8 +57,8 @@ def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
 def quiet() -> None:
     """Prune BERT-family encoders: small and fast models from your own data."""
     # The terminal is for what this command says.
-    for name in ("onnxruntime", "root"):
-        logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+    for logger in (logging.getLogger(), logging.getLogger("onnxruntime")):
+        logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)
@@ -97,7 +99,7 @@ def prune(
         typer.Option(
             help="text-classification, regression, token-classification, question-answering, embeddings"
         ),
-    ] = ("text-classification"),
+    ] = "text-classification",
     test: Annotated[str | None, typer.Option(help="file with the rows to test on")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="ROLE=COLUMN, as in text=review; may be repeated")
@@ -142,7 +144,7 @@ def prune(
         if twice := sorted(set(settings) & set(more)):
             raise ValueError(f"--set: expected each setting once, got {twice} by an option of its own, too")
         settings |= {"preset": preset, **more}
-        if not {"density", "speedup", "latency", "size", "multiply_adds", "targets"} & set(settings):
+        if set(TARGETED).isdisjoint(settings):
             settings["density"] = 0.25
         columns = {role: str(name) for role, name in pairs(column, "--column").items()}
         job = Job(

@@ -43,6 +43,8 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int 
         length: tokens of a typical sequence, where the settings do not say it; 128, if it is not known.
     """
     for state in states:
+        if not state.tables():
+            continue
         encoder = inspect_encoder(
             next(module for module in model.modules() if getattr(module, STATE_NAME, None) is state)
         )

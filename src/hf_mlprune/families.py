@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from .modeling.family import Family, Head
 
@@ -111,6 +111,25 @@ def _why_unsupported(model: nn.Module) -> str:
         if kind in UNSUPPORTED:
             return f"; {kind} is not supported: {UNSUPPORTED[kind]}"
     return ""
+
+
+def read_config(name: str, expected: str) -> Any:
+    """The config of a folder or of a model of the hub.
+
+    Args:
+        name: of either.
+        expected: beginning of the error: ``"model: expected a folder"``.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    try:
+        return AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{expected}, or a name of the hub, got {name!r}: there is none, and the hub cannot be reached "
+            "or has none of this name"
+        ) from error
 
 
 def plain_config(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Atomic writes: the final name holds the old content or the new, never a part."""
+"""Files that are found, and written whole: the final name holds the old content or the new, never a part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,25 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from transformers.utils import cached_file
+
 from .modeling.checkpoint import write_text
+
+
+def find_file(source: str, name: str) -> Path | None:
+    """A file of a folder or of a model of the hub; ``None`` if there is none, or it cannot be reached.
+
+    Args:
+        source: folder or hub name.
+        name: of the file.
+    """
+    found = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
 
 
 def write_json(path: Path, data: Any) -> None:

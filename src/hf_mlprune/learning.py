@@ -79,16 +79,17 @@ class LearningLinear(torch.autograd.Function):
         if of_x:
             product = kept @ take(weight, 0, places.rows).to(kept.dtype)
             found[0] = product.view(ctx.shape).to(ctx.dtype)
+        from_gradients = of_mask and not ctx.from_outputs
         rows = torch.zeros((), dtype=torch.float32)
         if of_weight:
             product = (kept.T @ inputs).to(weight.dtype)
-            if of_mask and not ctx.from_outputs:
+            if from_gradients:
                 kept_weight = take(take(weight, 0, places.rows), 1, places.columns)
                 rows = (product * kept_weight).sum(1, dtype=torch.float32)
             found[1] = put(product, weight.shape, (places.rows, places.columns))
         if of_bias:
             sums = kept.sum(0, dtype=weight.dtype)
-            if of_mask and not ctx.from_outputs:
+            if from_gradients:
                 rows = rows + (sums * take(bias, 0, places.rows)).float()
             found[2] = put(sums, weight.shape[:1], (places.rows,))
         if of_mask:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from .budgets import BUDGETS
+from .budgets import BUDGETS, TARGETED
 from .config import PruningConfig
 from .encoders import Encoder, inspect_encoder
 from .families import FAMILIES, find_encoders
@@ -47,9 +47,9 @@ def _with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> d
     stored = stored or {}
     if settings.get("preset", stored.get("preset")) != stored.get("preset"):
         # What is stored are the values of another preset, which must not stand for this one's.
-        stored = {name: stored[name] for name in (*BUDGETS, "targets") if name in stored}
+        stored = {name: stored[name] for name in TARGETED if name in stored}
     if settings.get("targets") or any(settings.get(name) is not None for name in BUDGETS):
-        stored = {name: value for name, value in stored.items() if name not in (*BUDGETS, "targets")}
+        stored = {name: value for name, value in stored.items() if name not in TARGETED}
     return PruningConfig.from_dict({**stored, **settings}).to_dict()
 
 

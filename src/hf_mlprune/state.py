@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -133,17 +133,12 @@ class PruningState(nn.Module):
 
     def density(self) -> float:
         """Kept weights of the prunable linears / all of them in the dense model."""
-        live = [linear.live_blocks() for linear in self.linears]
-        return sum(int(costs[keep].sum()) for costs, keep in live) / self.total_weights()
+        return _live_weights(self.linears) / self.total_weights()
 
     def layer_densities(self) -> list[float]:
         """The same of each pruned layer."""
         whole = self.dense.weights(self.dense.units)
-        found = []
-        for index in self.included():
-            live = [linear.live_blocks() for linear in self.modules_of[index][1].values()]
-            found.append(sum(int(costs[keep].sum()) for costs, keep in live) / whole)
-        return found
+        return [_live_weights(self.modules_of[index][1].values()) / whole for index in self.included()]
 
     def kept_structure(self, index: int) -> LayerStructure:
         """Kept units of one layer as indices into the dense layer, blocks not considered."""
@@ -156,6 +151,11 @@ class PruningState(nn.Module):
             return tuple(i for i, stays in zip(indices, keep, strict=True) if stays)
 
         return LayerStructure({group: kept(group, old) for group, old in self.base[index].kept.items()}, {})
+
+
+def _live_weights(linears: Iterable[MaskedLinear]) -> int:
+    """Weights that the masks of linears leave."""
+    return sum(int(costs[keep].sum()) for costs, keep in (linear.live_blocks() for linear in linears))
 
 
 def _make_gates(

@@ -21,6 +21,9 @@ BUDGETS: dict[str, type[Budget]] = {
     "multiply_adds": MultiplyAddsBudget,
 }
 
+#: Settings that say what a run is pruned to.
+TARGETED = (*BUDGETS, "targets")
+
 
 def check_target(settings: Mapping[str, Any]) -> None:
     """Refuse settings without a target, with several, or with one that is out of its range.
@@ -67,4 +70,4 @@ def _check_several(settings: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name}: expected one of targets={targets}, got {settings[name]!r}")
 
 
-__all__ = ["BUDGETS", "Budget", "Sizes", "check_target"]
+__all__ = ["BUDGETS", "TARGETED", "Budget", "Sizes", "check_target"]

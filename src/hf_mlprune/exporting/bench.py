@@ -167,13 +167,10 @@ def _ways(
 def _measure(
     source: Source, ways: dict[str, Runner], size: tuple[int, int], rounds: int, budget_seconds: float
 ) -> list[BenchRow]:
-    inputs = source.batch(*size)
+    inputs = source.full_batch(*size)
     read = inputs["input_ids"].shape[-1] if "input_ids" in inputs else size[1]
     if read != size[1]:
         raise ValueError(f"shape: expected at most {read} tokens, which the model reads, got {size[1]}")
-    if "attention_mask" in inputs:
-        # As most served batches of one length are.
-        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     calls = [partial(way, inputs) for way in ways.values()]
     timing = interleave(calls, rounds=rounds, budget_seconds=budget_seconds)
     return [

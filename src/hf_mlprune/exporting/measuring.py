@@ -69,10 +69,7 @@ def measure(
     found = []
     with using_threads(threads):
         for rows, length in sizes:
-            inputs = source.batch(rows, length)
-            if "attention_mask" in inputs:
-                # As most served batches of one length are.
-                inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+            inputs = source.full_batch(rows, length)
             names = [EXPORT, *(name for name in ways if name != EXPORT)]
             calls = [partial(ways[name], inputs) for name in names]
             timing = interleave(calls, rounds=rounds, budget_seconds=budget_seconds)

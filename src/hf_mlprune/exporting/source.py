@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
-from transformers.utils import cached_file
 
 from ..encoders import Encoder, inspect_encoder, random_batch
 from ..families import FAMILIES, head_of
+from ..files import find_file
 from ..modeling.block_sparse import BlockSparseLinear
 from .plain import replace_blocks
 from .pooling import WholeSpladePooling
@@ -79,6 +79,13 @@ class Source:
         if missing:
             raise ValueError(f"inputs: no example can be made for {missing}; it knows {list(made)}")
         return {name: made[name] for name in self.names}
+
+    def full_batch(self, rows: int, length: int) -> Inputs:
+        """The same without padding: as most served batches of one length are."""
+        inputs = self.batch(rows, length)
+        if "attention_mask" in inputs:
+            inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+        return inputs
 
     def with_model(self, model: PreTrainedModel) -> Source:
         """The same around another transformers model of the same head."""
@@ -149,19 +156,14 @@ def _load(source: str, processor: Any) -> tuple[Any, Any]:
     if looks_local and not Path(source).exists():
         raise FileNotFoundError(f"model: expected a folder or hub name, got {source}, where nothing is")
     # Of the hub, too: without it, only the transformers model in it would be exported.
-    sentences = cached_file(
-        source,
-        SENTENCES,
-        _raise_exceptions_for_missing_entries=False,
-        # A model of the cache need not have it; one that is nowhere is refused below.
-        _raise_exceptions_for_connection_errors=False,
-    )
+    # A model of the cache need not have it; one that is nowhere is refused below.
+    sentences = find_file(source, SENTENCES)
     if sentences is not None:
         import sentence_transformers
 
         kinds = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
         # Of versions before 5, which had no others.
-        kind = json.loads(Path(sentences).read_text(encoding="utf-8")).get("model_type", kinds[0])
+        kind = json.loads(sentences.read_text(encoding="utf-8")).get("model_type", kinds[0])
         if kind not in kinds:
             raise ValueError(f"{sentences}: expected a model_type of {list(kinds)}, got {kind!r}")
         return getattr(sentence_transformers, kind)(source, device="cpu"), processor

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
+from ..files import find_file
 from .preparing import Prepared
 
 #: Rows that embeddings are compared on.
@@ -53,13 +53,7 @@ def save_sentence_model(source: str, model: PreTrainedModel, out: Path) -> bool:
     Returns:
         Whether it came out of one; if not, nothing is written.
     """
-    found = cached_file(
-        source,
-        MODULES,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if found is None or type(model).__name__ != type(model.base_model).__name__:
+    if find_file(source, MODULES) is None or type(model).__name__ != type(model.base_model).__name__:
         return False
     from sentence_transformers import SentenceTransformer
 

@@ -10,9 +10,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset
 from sklearn.model_selection import train_test_split
 
-#: Ending of a file -> how `datasets` reads it.
 #: "NA" and "None" are words like others; only an empty cell is empty.
 CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+#: Ending of a file -> how `datasets` reads it.
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", CSV),
     ".tsv": ("csv", {**CSV, "sep": "\t"}),
@@ -22,18 +22,39 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 #: Splits that a test is taken from, the first that is there and has labels.
 TEST_SPLITS = ("test", "validation", "dev")
+#: A test that the user named.
+GIVEN = "given test"
 #: Held-out rows where there is no test: this share, and at most so many.
 HELD_OUT, MOST_HELD_OUT = 0.1, 2000
 
 
-def read_data(data: str, test: str | None, *, seed: int, label: str | None = None) -> DatasetDict:
-    """Rows to train on and to test on.
+def read_splits(data: str, test: str | None) -> dict[str, Dataset]:
+    """All splits that there are, ``train`` among them.
 
     Args:
         data: a file, a folder with one file per split (``train.csv``, ``test.csv``), or a name of the hub,
             with a configuration behind a colon if it has several (``glue:mrpc``).
-        test: a file with the rows to test on; without one the data's own test split is taken, or rows
-            are held out.
+        test: a file with the rows to test on, which are then the one other split.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no such data set.
+        ValueError: a file of another kind, or no rows to train on.
+    """
+    splits = _read(data, "data")
+    if "train" not in splits:
+        raise ValueError(f"data: expected a split 'train' in {data}, got {list(splits)}")
+    if test is None:
+        return splits
+    found = _read(test, "test")
+    return {"train": splits["train"], GIVEN: found["test"] if "test" in found else next(iter(found.values()))}
+
+
+def divide(splits: dict[str, Dataset], *, seed: int, label: str | None = None) -> DatasetDict:
+    """Rows to train on and to test on.
+
+    Args:
+        splits: what :func:`read_splits` found. Without a test that was given, one of theirs with labels is
+            taken, or rows are held out.
         seed: of held-out rows.
         label: column that held-out rows are stratified by, if its values are classes.
 
@@ -41,24 +62,16 @@ def read_data(data: str, test: str | None, *, seed: int, label: str | None = Non
         Splits ``train`` and ``test``.
 
     Raises:
-        FileNotFoundError: there is no such file, and no such data set.
-        ValueError: a file of another kind, or without rows.
+        ValueError: there are no rows, or not the same columns.
     """
-    splits = _read(data, "data")
-    if "train" not in splits:
-        raise ValueError(f"data: expected a split 'train' in {data}, got {list(splits)}")
     train = splits["train"]
-    if test is not None:
-        found = _read(test, "test")
-        held_out = found["test"] if "test" in found else next(iter(found.values()))
+    named = next((name for name in TEST_SPLITS if name in splits and _has_labels(splits[name], label)), None)
+    if GIVEN in splits:
+        held_out = splits[GIVEN]
+    elif named is not None:
+        held_out = splits[named]
     else:
-        named = next(
-            (name for name in TEST_SPLITS if name in splits and _has_labels(splits[name], label)), None
-        )
-        if named is not None:
-            held_out = splits[named]
-        else:
-            train, held_out = _hold_out(train, seed, label)
+        train, held_out = _hold_out(train, seed, label)
     for name, rows in (("data", train), ("test", held_out)):
         if not len(rows):
             raise ValueError(f"{name}: expected rows, got none")

@@ -91,7 +91,7 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
         dense = str(out / DENSE)
         _fine_tune(prepared, work / "fine-tuning", Path(dense), resume=resume, say=say)
     model, callback = prepared.model(dense), PruningCallback(teacher=dense, **job.settings)
-    if job.task == "embeddings":
+    if prepared.task.teaches_itself:
         # Those of words are not pruned, and the teacher's are the same.
         model.get_input_embeddings().requires_grad_(False)
     trainer, saver = _make_trainer(prepared, model, work / "pruning", 1, [callback])
@@ -103,7 +103,7 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
     assert callback.report is not None
     pruned_metrics = _evaluate(prepared, trainer, dense)
     say(f"pruned: {_figures(pruned_metrics)}")
-    others = _keep_others(prepared, work / "pruning", out)
+    others = _keep_others(prepared, work / "pruning", out, dense)
     for name, metrics in others.items():
         say(f"{name}: {_figures(metrics)}")
     found = JobReport(
@@ -190,7 +190,7 @@ def _make_trainer(
     prepared: Prepared, model: PreTrainedModel, work: Path, stage: int, callbacks: list[Any]
 ) -> tuple[Trainer, SaveOnInterrupt]:
     """The stock Trainer of one of the two stages, and what listens to Ctrl-C."""
-    job, steps = prepared.job, max(1, prepared.steps[stage])
+    job, steps = prepared.job, prepared.steps[stage]
     saver = SaveOnInterrupt()
     # Each stage by itself draws the same, whether the one before was interrupted or not.
     set_seed(job.seed)
@@ -216,7 +216,7 @@ def _make_trainer(
         train_dataset=prepared.tokens["train"],
         eval_dataset=prepared.tokens["test"],
         data_collator=prepared.task.collator(prepared.tokenizer),
-        compute_metrics=None if job.task == "embeddings" else prepared.task.compute_metrics,
+        compute_metrics=None if prepared.task.teaches_itself else prepared.task.compute_metrics,
         processing_class=prepared.tokenizer,
         callbacks=[*callbacks, saver],
     )
@@ -227,7 +227,7 @@ def _make_trainer(
 
 def _evaluate(prepared: Prepared, trainer: Trainer, dense: str | None) -> dict[str, float]:
     """Figures of the trainer's model; of embeddings the agreement with those of a dense model."""
-    if prepared.job.task == "embeddings":
+    if prepared.task.teaches_itself:
         same = 100.0 if dense is None else agreement(prepared.model(dense), trainer.model, prepared)
         return {"agreement": same}
     found = trainer.evaluate()
@@ -235,7 +235,7 @@ def _evaluate(prepared: Prepared, trainer: Trainer, dense: str | None) -> dict[s
     return {name: float(ours[name]) for name in prepared.task.metrics}
 
 
-def _keep_others(prepared: Prepared, work: Path, out: Path) -> dict[str, dict[str, float]]:
+def _keep_others(prepared: Prepared, work: Path, out: Path, dense: str) -> dict[str, dict[str, float]]:
     """Take the models of earlier targets out of the folder of work, and evaluate them."""
     settings, found = prepared.job.config(), {}
     for index in range(len(settings.targets) - 1):
@@ -243,9 +243,7 @@ def _keep_others(prepared: Prepared, work: Path, out: Path) -> dict[str, dict[st
         kept = out / written.name
         shutil.move(written, kept)
         trainer, _ = _make_trainer(prepared, prepared.model(str(kept)), work, 1, [])
-        found[kept.name] = _evaluate(
-            prepared, trainer, str(out / DENSE) if prepared.fine_tune else prepared.job.model
-        )
+        found[kept.name] = _evaluate(prepared, trainer, dense)
     return found
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from ..attaching import attach
-from ..families import FAMILIES, UNSUPPORTED
+from ..families import FAMILIES, UNSUPPORTED, read_config
 from ..loop import start
 from ..modeling.checkpoint import keep_present_names
-from .data import read_data
+from ..trainer.data import typical_length
+from .data import divide, read_splits
 from .plan import Job
 from .question_answering import QuestionAnswering
 from .tasks import Embeddings, Regression, Task, TextClassification, TokenClassification
@@ -66,10 +67,6 @@ class Prepared:
     steps: tuple[int, int]
     rates: tuple[float, float]
 
-    def length(self) -> int:
-        """Median number of tokens of a row."""
-        return int(np.median([len(row) for row in self.tokens["train"]["input_ids"]]))
-
     def model(self, folder: str) -> PreTrainedModel:
         """A model with the head of the task."""
         model: PreTrainedModel = self.task.auto.from_pretrained(folder, **self.task.model_arguments())
@@ -88,13 +85,7 @@ def prepare(job: Job) -> Prepared:
     """
     if job.task not in TASKS:
         raise ValueError(f"task: expected one of {list(TASKS)}, got {job.task!r}")
-    try:
-        config = AutoConfig.from_pretrained(job.model)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"model: expected a folder, or a name of the hub, got {job.model!r}: there is none, and the "
-            "hub cannot be reached or has none of this name"
-        ) from error
+    config = read_config(job.model, "model: expected a folder")
     known = {kind for family in FAMILIES for kind in (family.name, family.config.model_type)}
     if config.model_type not in known:
         why = UNSUPPORTED.get(config.model_type)
@@ -102,12 +93,9 @@ def prepare(job: Job) -> Prepared:
             f"model: expected one of a known family ({', '.join(family.name for family in FAMILIES)}), got "
             f"{config.model_type!r}{f': {why}' if why else ''}"
         )
-    kind = TASKS[job.task]
-    first = read_data(job.data, job.test, seed=job.seed)
-    task = kind(first["train"], job.columns)
-    label = task.label_column
-    rows = first if label is None else read_data(job.data, job.test, seed=job.seed, label=label)
-    data = task.prepare(rows)
+    splits = read_splits(job.data, job.test)
+    task = TASKS[job.task](splits["train"], job.columns)
+    data = task.prepare(divide(splits, seed=job.seed, label=task.label_column))
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     # Each split by itself: they may be of different formats.
     length = min(job.max_length or task.max_length, tokenizer.model_max_length)
@@ -139,7 +127,7 @@ def prepare(job: Job) -> Prepared:
 
 def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
     """Whether the model was not fine-tuned on this task, and how that is known."""
-    if job.task == "embeddings":
+    if task.teaches_itself:
         return False, "embeddings need none: the model is its own teacher"
     if job.fine_tune is not None:
         return job.fine_tune, "as you say"
@@ -163,7 +151,7 @@ def check_reachable(prepared: Prepared) -> None:
     """
     model = prepared.model(prepared.job.model)
     attach(model, prepared.job.config())
-    start(model, prepared.steps[1], length=prepared.length())
+    start(model, prepared.steps[1], length=typical_length(prepared.tokens["train"]))
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:

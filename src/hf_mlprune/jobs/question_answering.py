@@ -98,7 +98,10 @@ class QuestionAnswering(Task):
             said = context[best[1] : best[2]] if best[1] >= 0 else ""
             right = [text for text, _ in _answers(example[self.columns["label"]])] or [""]
             scores.append(
-                [max(_f1(said, text) for text in right), max(_plain(said) == _plain(t) for t in right)]
+                [
+                    max(word_f1(said, text) for text in right),
+                    max(plain_answer(said) == plain_answer(t) for t in right),
+                ]
             )
         means = 100 * np.mean(scores, axis=0)
         return {"f1": float(means[0]), "exact_match": float(means[1])}
@@ -165,14 +168,15 @@ def _absolute(rows: list[int]) -> list[int]:
     return found
 
 
-def _plain(text: str) -> str:
+def plain_answer(text: str) -> str:
     """As SQuAD compares answers: lower case, without punctuation and articles."""
     kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def _f1(said: str, right: str) -> float:
-    words = [_plain(text).split() for text in (said, right)]
+def word_f1(said: str, right: str) -> float:
+    """F1 of the words of two answers, as SQuAD compares them, in ``[0, 1]``."""
+    words = [plain_answer(text).split() for text in (said, right)]
     if not all(words):
         return float(words[0] == words[1])
     shared = sum((Counter(words[0]) & Counter(words[1])).values())

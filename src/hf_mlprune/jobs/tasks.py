@@ -52,6 +52,8 @@ class Task(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: Names of its figures, the one that counts first; larger is better.
     metrics: ClassVar[tuple[str, ...]]
+    #: Whether the model is its own teacher, without labels: it is not fine-tuned, and judged by agreement.
+    teaches_itself: ClassVar[bool] = False
     #: Learning rate of pruning, if nobody says it; ``None`` derives it from that of fine-tuning.
     pruning_rate: ClassVar[float | None] = None
     #: Most tokens of a row, if nobody says it.
@@ -246,6 +248,7 @@ class Embeddings(Task):
     # Chosen on the STS benchmark's development pairs; see examples/README.md.
     pruning_rate = 1e-3
     metrics = ("agreement",)
+    teaches_itself = True
 
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
         """See :meth:`Task.tokenize`."""

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from rich.table import Table
-from transformers import AutoConfig, AutoModel
-from transformers.utils import cached_file
+from transformers import AutoModel
 
 from ..encoders import Encoder
+from ..families import read_config
+from ..files import find_file
 from ..modeling.block_sparse import BlockSparseLinear
 from ..modeling.pretrained import REPORT_FILE
 from ..modeling.structure import grid_shape
@@ -89,13 +90,7 @@ def read_folder(name: str) -> PrunedFolder:
     folder = Path(name)
     if (folder.is_absolute() or name.startswith((".", "~"))) and not folder.is_dir():
         raise FileNotFoundError(f"expected the folder of a model, got {name}, where nothing is")
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"expected the folder of a model, or a name of the hub, got {name!r}: there is none, and the "
-            "hub cannot be reached or has none of this name"
-        ) from error
+    config = read_config(name, "expected the folder of a model")
     if not isinstance(getattr(config, "structure", None), dict):
         raise ValueError(f"expected a pruned model, got {name}, whose config.json has no structure")
     model = AutoModel.from_pretrained(name)
@@ -117,13 +112,11 @@ def read_folder(name: str) -> PrunedFolder:
 
 def _stored(name: str, file: str) -> dict[str, Any] | None:
     """A JSON file of a folder or of the hub; ``None`` if there is none."""
-    path = cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    path = find_file(name, file)
     if path is None:
         return None
     try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: expected a JSON object ({error}); restore it, or delete it") from error
 

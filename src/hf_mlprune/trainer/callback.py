@@ -16,12 +16,11 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from ..budgets import BUDGETS
+from ..budgets import TARGETED
 from ..config import PruningConfig
 from ..files import write_json
 from ..loop import advance, collect, densities_of_layers, figures, finished_target, is_running, start
 from ..modeling.pretrained import REPORT_FILE
-from ..reports.counting import report
 from ..reports.report import Report, print_end
 from ..run import current_run, is_within_target, predicted_speedup
 from ..shrinking import ShrinkError, shrink
@@ -35,7 +34,7 @@ from .resuming import (
 )
 from .session import (
     Session,
-    measure,
+    measured_report,
     open_session,
     rescue,
     use_evaluation_weights,
@@ -71,7 +70,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         teacher: str | os.PathLike[str] | nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        targeted = density is not None or not {*BUDGETS, "targets"}.isdisjoint(settings)
+        targeted = density is not None or not set(TARGETED).isdisjoint(settings)
         if settings and not targeted:
             raise ValueError(f"density is missing, but {sorted(settings)} are given")
         if teacher is not None and not isinstance(teacher, (str, os.PathLike, nn.Module)):
@@ -161,7 +160,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         # A checkpoint written without this callback lacks the entry that Trainer fills at saving.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         wanted = pruning_states(model)[0].length is not None
-        length = typical_length(train_dataloader) if wanted else None
+        length = typical_length(getattr(train_dataloader, "dataset", None)) if wanted else None
         start(model, state.max_steps, state.global_step, length=length)
         session.close()  # of a run that failed
         session.publisher.begin(train_dataloader)
@@ -340,14 +339,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         predicted, length = predicted_speedup(states[0]), states[0].length
         try:
             done = shrink(model, list(session.calls.values()))
-            found = report(
-                model,
-                shrunk=done,
-                latency=measure(model, session, settings, length=length),
-                settings=settings,
-                length=length,
-                predicted_speedup=predicted,
-            )
+            found = measured_report(model, session, done, settings, length, predicted)
             self.report = found
             session.publisher.finish(model, found, args, state)
             if state.is_world_process_zero:

@@ -28,17 +28,16 @@ def has_no_labels(dataloader: Any, args: TrainingArguments) -> bool:
     return isinstance(columns, list) and not labels & set(columns)
 
 
-def typical_length(dataloader: Any) -> int | None:
+def typical_length(dataset: Any) -> int | None:
     """Median number of tokens of a sequence, padding aside.
 
     Args:
-        dataloader: of the training data.
+        dataset: the training data.
 
     Returns:
         ``None`` where it is not known: the data are no `datasets.Dataset` with lists of numbers in a column
         ``input_ids``.
     """
-    dataset = getattr(dataloader, "dataset", None)
     # Without that package there is none of its data.
     if not is_datasets_available():
         return None

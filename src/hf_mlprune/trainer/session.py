@@ -33,6 +33,7 @@ from ..loop import cooldown
 from ..reports.card import CardFacts
 from ..reports.counting import report
 from ..reports.latency import Latency, measure_latency
+from ..reports.report import Report
 from ..run import check_reachable
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states
@@ -128,9 +129,11 @@ class Session:
     def cool_down(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the next update with a smaller step, if the model of a target is soon to be written."""
         factor = cooldown(self.model)
+        if factor == 1:
+            return
         # Some optimizers take steps of their own size, and have None there.
         groups = [group for group in optimizer.param_groups if group["lr"] is not None]
-        self._rates = [(group, group["lr"]) for group in groups] if factor < 1 else []
+        self._rates = [(group, group["lr"]) for group in groups]
         for group, rate in self._rates:
             group["lr"] = factor * rate
 
@@ -271,6 +274,34 @@ def measure(
             for batch, tokens in wanted
         ]
     return [row for row in measured if row is not None]
+
+
+def measured_report(
+    model: nn.Module,
+    session: Session,
+    done: ShrinkReport,
+    settings: PruningConfig,
+    length: int | None,
+    predicted_speedup: float | None,
+) -> Report:
+    """The report of a model that was shrunk just now, with times.
+
+    Args:
+        model: pruned.
+        session: of its run.
+        done: what the shrink did.
+        settings: of the run, with the target of this model.
+        length: see :func:`measure`.
+        predicted_speedup: by the table of times.
+    """
+    return report(
+        model,
+        shrunk=done,
+        latency=measure(model, session, settings, length=length),
+        settings=settings,
+        length=length,
+        predicted_speedup=predicted_speedup,
+    )
 
 
 def rescue(model: nn.Module, output_dir: Path) -> str:

@@ -14,12 +14,11 @@ from ..config import PruningConfig
 from ..files import write_folder, write_json
 from ..modeling.pretrained import REPORT_FILE
 from ..proof import fixed_random_state
-from ..reports.counting import report
 from ..reports.report import print_end
 from ..run import predicted_speedup
 from ..shrinking import shrunk_copy
 from ..state import pruning_states
-from .session import Session, measure
+from .session import Session, measured_report
 
 
 def target_folder(output_dir: Path, settings: PruningConfig) -> Path:
@@ -78,14 +77,7 @@ def write_target(
     with session.without_hooks(), fixed_random_state(pruning.landed.device):
         predicted = predicted_speedup(pruning)
         copy, done = shrunk_copy(session.model, list(session.calls.values()))
-        found = report(
-            copy,
-            shrunk=done,
-            latency=measure(copy, session, settings, length=pruning.length),
-            settings=settings,
-            length=pruning.length,
-            predicted_speedup=predicted,
-        )
+        found = measured_report(copy, session, done, settings, pruning.length, predicted)
     session.publisher.describe(copy, found, args, state)
     folder = target_folder(Path(args.output_dir), settings)
     if isinstance(copy, PreTrainedModel):
