@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 endif
 
-.PHONY: demo test check format sanitize venv given-environment
+.PHONY: demo test check docs format sanitize venv given-environment
 
 demo: $(READY)
 	$(PYTHON) examples/text_classification.py $(if $(SENTENCE),--sentence "$$SENTENCE") $(DEMO_OPTIONS)
@@ -29,6 +29,11 @@ check: $(READY)
 	$(PYTHON) -m mypy
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	$(if $(wildcard tests/test_docs.py),$(PYTHON) -m pytest tests/test_docs.py)
+	$(if $(wildcard docs/conf.py),$(MAKE) docs)
+
+# The site, in build/site; a link or a reference that leads nowhere is an error.
+docs: $(READY)
+	$(PYTHON) -m sphinx -q -W --keep-going -c docs . build/site
 
 format: $(READY)
 	$(PYTHON) -m ruff check --fix
@@ -57,7 +62,7 @@ venv: $(READY)
 # The native code is built into the source tree, not into the environment.
 given-environment: src/hf_mlprune/kernels/native.so
 	@$(PYTHON) -c "import torch" || { echo "expected torch in $(PYTHON); install it there, or leave PYTHON out to use .venv"; exit 1; }
-	@$(PYTHON) -c "import hypothesis, importlinter, matplotlib, mypy, nncf, onnxruntime, onnxscript, openvino, optimum.quanto, optuna, peft, playwright, pytest, pytest_timeout, ruff, schedulefree, sentence_transformers, torchao, xdist" \
+	@$(PYTHON) -c "import furo, hypothesis, importlinter, ipykernel, matplotlib, mypy, myst_parser, nbclient, nncf, onnxruntime, onnxscript, openvino, optimum.quanto, optuna, peft, playwright, pytest, pytest_timeout, ruff, schedulefree, sentence_transformers, sphinx_copybutton, torchao, xdist" \
 	  || { echo "expected the development tools in $(PYTHON); run there: pip install --group dev '.[train]' (pip 25.1 or newer), or leave PYTHON out to use .venv"; exit 1; }
 
 src/hf_mlprune/kernels/native.so: setup.py $(wildcard src/hf_mlprune/kernels/native/*)

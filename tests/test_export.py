@@ -397,7 +397,7 @@ def test_a_sentence_model_of_the_hub_is_read_as_one(tmp_path, monkeypatch):
     from hf_mlprune.exporting import source
 
     (tmp_path / source.SENTENCES).write_text('{"model_type": "SparseEncoder"}')
-    monkeypatch.setattr(source, "cached_file", lambda *_, **__: str(tmp_path / source.SENTENCES))
+    monkeypatch.setattr(source, "find_file", lambda _, name: tmp_path / name)
     monkeypatch.setattr(sentence_transformers, "SparseEncoder", lambda name, device: (name, device))
     assert source._load("some/model", None) == (("some/model", "cpu"), None)
 

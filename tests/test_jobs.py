@@ -365,6 +365,15 @@ def questions_of(count: int) -> list[dict]:
     return rows
 
 
+def test_a_question_that_leaves_no_room_for_its_text_is_refused(tiny_bert, tmp_path):
+    rows = questions_of(10)
+    rows[3]["question"] = " ".join(["which"] * 50)
+    data = write(rows, tmp_path / "questions.jsonl")
+    job = job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}, max_length=64)
+    with pytest.raises(ValueError, match=r"max_length: expected room .* a question of 50: 'which which"):
+        prepare(job)
+
+
 def test_questions_are_answered_from_windows_of_long_contexts(tiny_bert, tmp_path):
     data = write(questions_of(40), tmp_path / "questions.jsonl")
     job = job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}, max_length=64)

@@ -23,6 +23,10 @@ class Phase(IntEnum):
         """As bars and logs show it; in JSON it is a number."""
         return ("warm-up", "heads and rows", "blocks", "recovery")[self]
 
+    def __repr__(self) -> str:
+        """As logs show it that are printed as they are."""
+        return repr(str(self))
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -68,7 +68,7 @@ def distilled(
     """Have a teacher's loss in the gradients of a model while it trains, with masks or without.
 
     The loss rides on what the model returns in training mode: values stay what they are, and ``backward``
-    adds the gradient of the distillation loss.
+    adds the gradient of the distillation loss::
 
         with distilled(model, teacher) as distillation:
             for step, batch in enumerate(batches, start=1):

@@ -20,7 +20,7 @@ class Job:
         model: folder or hub name of the model to prune, fine-tuned on the task or not.
         data: a file (CSV, TSV, JSON lines, Parquet), a folder of files, or a data set of the hub.
         out: folder for the pruned model.
-        task: one of :data:`hf_mlprune.jobs.preparing.TASKS`.
+        task: a name of ``hf_mlprune.jobs.preparing.TASKS``.
         settings: the target and other settings of :class:`~hf_mlprune.config.PruningConfig`.
         test: file with the rows to test on.
         columns: role -> column, where names do not say it.

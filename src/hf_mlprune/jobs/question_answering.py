@@ -45,6 +45,7 @@ class QuestionAnswering(Task):
         """See :meth:`Task.tokenize`; one window or more for each row, with the places of its first answer."""
         questions = [str(question).strip() for question in rows[self.columns["question"]]]
         contexts = [str(context) for context in rows[self.columns["context"]]]
+        _check_room(questions, tokenizer, max_length)
         found = tokenizer(
             questions,
             contexts,
@@ -166,6 +167,18 @@ def _absolute(rows: list[int]) -> list[int]:
             base = found[-1] + 1
         found.append(base + row)
     return found
+
+
+def _check_room(questions: list[str], tokenizer: Any, max_length: int) -> None:
+    """Refuse questions that leave no room for a window of their text."""
+    tokens = tokenizer(questions, add_special_tokens=False)["input_ids"]
+    longest = max(range(len(questions)), key=lambda index: len(tokens[index]))
+    needed = len(tokens[longest]) + tokenizer.num_special_tokens_to_add(pair=True) + max_length // SHARED + 1
+    if needed > max_length:
+        raise ValueError(
+            f"max_length: expected room for a question and its text, got {max_length} tokens, and a question "
+            f"of {len(tokens[longest])}: {questions[longest]!r:.80}; make it shorter, or max_length larger"
+        )
 
 
 def plain_answer(text: str) -> str:

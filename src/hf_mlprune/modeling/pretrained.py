@@ -207,6 +207,12 @@ class PrunedMixin(PreTrainedModel):
         encoder.post_init()
         self.post_init()
 
+    def _repr_html_(self) -> str:
+        """What each layer has left, as notebooks show it."""
+        kind = type(self).config_class
+        table = kind.read_structure(self.config).html(kind.dense_layer(self.config))
+        return f"<p>{type(self).__name__}</p>{table}"
+
     def _init_weights(self, module: nn.Module) -> None:
         """As in transformers, and what of our modules no checkpoint brought."""
         super()._init_weights(module)

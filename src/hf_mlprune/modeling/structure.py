@@ -77,6 +77,19 @@ class Structure:
         }
         return {**data, "fingerprint": fingerprint(data)}
 
+    def html(self, dense: DenseLayer) -> str:
+        """Kept units of all, per layer and group, and stored blocks of all, as a table of HTML."""
+        titles = ["layer", *GROUPS, *(["blocks"] if self.block_shape else [])]
+        rows = []
+        for index, layer in enumerate(self.layers):
+            cells = [str(index), *(f"{len(layer.kept[group])}/{dense.units[group]}" for group in GROUPS)]
+            if self.block_shape:
+                grids = [grid_shape(layer.shape(name, dense), self.block_shape) for name in layer.blocks]
+                cells.append(f"{sum(layer.blocks.values())}/{sum(rows * columns for rows, columns in grids)}")
+            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+        head = "".join(f"<th>{title}</th>" for title in titles)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
     @classmethod
     def from_dict(cls, data: Any, dense: DenseLayer, count: int) -> Structure:
         """Read and check the JSON form.

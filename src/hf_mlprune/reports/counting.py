@@ -34,7 +34,7 @@ def report(
 
     Args:
         model: a model with encoders of known families.
-        shrunk: what :func:`~hf_mlprune.shrinking.shrink` said of it, if it was shrunk just now.
+        shrunk: what :func:`~hf_mlprune.shrink` said of it, if it was shrunk just now.
         latency: what :func:`~hf_mlprune.reports.latency.measure_latency` found.
         settings: of the run that pruned it.
         length: tokens of the sequence that multiply-adds are counted for; 128, or those of an image. Local

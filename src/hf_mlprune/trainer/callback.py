@@ -45,6 +45,8 @@ from .targets import check_targets, write_target
 class PruningCallback(TrainerCallback, ExportableState):
     """Prunes the Trainer's model while it is fine-tuned (model pruning, not trial pruning).
 
+    One line of a script::
+
         trainer = Trainer(model=model, ..., callbacks=[PruningCallback(density=0.2)])
 
     Training ends with the model physically small, in place, so that ``save_model``, ``evaluate`` and
