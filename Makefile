@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 endif
 
-.PHONY: demo test check docs format sanitize venv given-environment
+.PHONY: demo test check docs format sanitize dist venv given-environment
 
 demo: $(READY)
 	$(PYTHON) examples/text_classification.py $(if $(SENTENCE),--sentence "$$SENTENCE") $(DEMO_OPTIONS)
@@ -47,6 +47,17 @@ sanitize: $(READY)
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(PYTHON) -m pytest tests/test_kernels.py tests/test_onnxruntime_operator.py; status=$$?; \
 	  $(PYTHON) setup.py -q build_ext --inplace --force; exit $$status
+
+# What goes to the package index: a source archive, and a wheel with the oldest platform tag that fits. Built where the
+# tests ran; torch's libraries are the user's own.
+dist: $(READY)
+	$(PYTHON) -m pip install -q -c constraints.txt --group release
+	rm -rf dist build/wheel
+	$(PYTHON) -m build --no-isolation --sdist --outdir dist
+	$(PYTHON) -m build --no-isolation --wheel --outdir build/wheel
+	PATH="$(dir $(abspath $(PYTHON))):$$PATH" $(PYTHON) -m auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so \
+	  --wheel-dir dist build/wheel/*.whl
+	$(PYTHON) -m twine check --strict dist/*
 
 venv: $(READY)
 

@@ -218,3 +218,8 @@ def test_importing_for_serving_needs_no_training_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_version_stands_once_and_where_it_is_cited():
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {hf_mlprune.__version__}\n" in cited

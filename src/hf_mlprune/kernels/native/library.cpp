@@ -17,6 +17,12 @@
 
 #include "product.h"
 
+// What shared_ptr asks where the C library has it, from glibc 2.32 up. Our own lets the library load with older ones;
+// 0 says that there may be several threads.
+extern "C" {
+[[gnu::visibility("hidden")]] char __libc_single_threaded = 0;
+}
+
 namespace mlprune {
 namespace {
 

@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <sstream>
 #include <stdexcept>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "block_sparse.h"
@@ -38,13 +39,18 @@ inline int best_instruction_set() {
   return best;
 }
 
+template <class Word>
+inline std::string text(const Word& word) {
+  if constexpr (std::is_integral_v<Word>) return std::to_string(word);
+  else return word;
+}
+
+// No stream: those of old C++ libraries lack what a new compiler calls.
 template <class... Words>
 inline void check(bool is_right, const Words&... words) {
   if (is_right) [[likely]]
     return;
-  std::ostringstream message;
-  (message << ... << words);
-  throw std::runtime_error(message.str());
+  throw std::runtime_error((std::string() + ... + text(words)));
 }
 
 // The one asked for; 0 is the best of this processor.
