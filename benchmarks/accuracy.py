@@ -31,12 +31,14 @@ from common import RESULTS, command, machine
 from hf_mlprune import PruningCallback, PruningConfig, attach, export, report, shrink
 from hf_mlprune.exporting.export import ENGINES
 from hf_mlprune.exporting.source import read_source
+from hf_mlprune.files import write_folder
 from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave
 
 #: Method -> settings of the callback. `paper from pretrained` begins with the model as it was published.
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
+    "default int8": {},
     "magnitude": {"method": "magnitude"},
     "random": {"method": "random"},
     "group-lasso": {"method": "group-lasso"},
@@ -186,18 +188,30 @@ class Bench:
         else:
             teacher = self.fine_tuned("teacher", run.seed, self.plan.teacher_steps, self.source)
             began = time.perf_counter()
-            source = (
-                self.source if run.method == "paper from pretrained" else self.folder("teacher", run.seed)
-            )
-            model = self.model(source)
-            density = run.target_density
-            if run.method == "small-dense":
-                density = make_narrow(model, density)
-            settings = {**METHODS[run.method], **json.loads(run.settings)}
-            callback = PruningCallback(density=density, teacher=teacher, **settings)
-            self.trainer(model, run.seed, run.steps, run.learning_rate, callback).train()
-            measured = self.measure(model, teacher)
+            model = self.pruned(run, teacher)
+            if run.method == "default int8":
+                measured = self.measure_int8(model, weights(model) / weights(teacher))
+            else:
+                measured = self.measure(model, teacher)
         return {**measured, "wall_seconds": round(time.perf_counter() - began, 1)}
+
+    def pruned(self, run: Run, teacher: PreTrainedModel) -> PreTrainedModel:
+        """A pruned model; that of the default is kept, as int8 begins with it."""
+        method = run.method.removesuffix(" int8")
+        kept = self.folder(f"{method}_{run.target_density}_{run.steps}_{run.learning_rate:g}", run.seed)
+        if kept.is_dir() and run.settings == "{}":
+            return self.model(kept)
+        source = self.source if method == "paper from pretrained" else self.folder("teacher", run.seed)
+        model = self.model(source)
+        density = run.target_density
+        if method == "small-dense":
+            density = make_narrow(model, density)
+        settings = {**METHODS[method], **json.loads(run.settings)}
+        callback = PruningCallback(density=density, teacher=teacher, **settings)
+        self.trainer(model, run.seed, run.steps, run.learning_rate, callback).train()
+        if method == "default" and run.settings == "{}":
+            write_folder(kept, model.save_pretrained)
+        return model
 
     def run_dense(self, run: Run) -> dict[str, Any]:
         """Do a run that prunes nothing."""
@@ -205,7 +219,7 @@ class Bench:
         steps = self.plan.teacher_steps + (0 if kind == "teacher" else self.plan.steps)
         model = self.fine_tuned(kind, run.seed, steps, self.smaller() if kind == "L3" else self.source)
         if run.method == "int8":
-            return self.measure_int8(model)
+            return self.measure_int8(model, 1.0)
         return self.measure(model, self.model(self.source) if kind == "L3" else model)
 
     def smaller(self) -> str:
@@ -233,14 +247,16 @@ class Bench:
             ratio = interleave(calls, rounds=40, budget_seconds=30).ratios[1]
         return self.line(metrics, density, ratio, size)
 
-    def measure_int8(self, model: PreTrainedModel) -> dict[str, Any]:
-        """The same of a dense model in ONNX Runtime's int8."""
+    def measure_int8(self, model: PreTrainedModel, density: float) -> dict[str, Any]:
+        """The same of a model of this density in ONNX Runtime's int8."""
         model = model.cpu()
         with tempfile.TemporaryDirectory() as folder:
             said = export(model, Path(folder) / "int8", int8=True, latency=(LATENCY,), threads=1)
             run = ENGINES["onnx"].load(Path(folder) / "int8", torch.get_num_threads())
             metrics = self.task.compute(self.predict(run, model))
-        return self.line(metrics, 1.0, said.latency[0].speedup["dense in torch"], sum(said.files.values()))
+        return self.line(
+            metrics, density, said.latency[0].speedup["dense in torch"], sum(said.files.values())
+        )
 
     def predict(self, run: Any, model: PreTrainedModel) -> EvalPrediction:
         """Outputs for all rows of the test, batches of 64, padded to one length."""

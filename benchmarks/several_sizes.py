@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="NAME=FOLDER, or NAME=HUB NAME")
     parser.add_argument("--tasks", nargs="+", default=["banking77", "CoLA"], choices=list(PLANS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.35, 0.2])
-    parser.add_argument("--more-steps", type=float, default=1.4, help="so many times the steps of one run")
+    parser.add_argument("--more-steps", type=float, default=1.3, help="so many times the steps of one run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-back", action="store_true", help="measure on a slice of the training rows")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
