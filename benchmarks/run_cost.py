@@ -14,12 +14,15 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
+
 from common import peak_megabytes, print_peak_memory, write_result
 from hf_mlprune import PruningConfig, attach, distilled, start
 from hf_mlprune.schedule import MINIMUM_STEPS, Phase, make_schedule
 from training_step import STOCK, PruningStep, StockStep, make_model
 
-RUNS = {"no teacher": False, "teacher": True}
+#: Kind of run -> dtype of its teacher.
+RUNS = {"no teacher": None, "teacher": torch.float32, "teacher in bfloat16": torch.bfloat16}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,12 +42,16 @@ def parse_arguments() -> argparse.Namespace:
 class PruningRun(PruningStep):
     """A run of pruning, step by step."""
 
-    def __init__(self, args: argparse.Namespace, taught: bool, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, args: argparse.Namespace, taught: torch.dtype | None, stack: contextlib.ExitStack
+    ) -> None:
         model = make_model(args)
         attach(model, PruningConfig.create(args.density))
         super().__init__(model, args)
         start(model, args.steps)
-        self.distillation = stack.enter_context(distilled(model, make_model(args))) if taught else None
+        self.distillation = None
+        if taught is not None:
+            self.distillation = stack.enter_context(distilled(model, make_model(args).to(taught)))
 
     def __call__(self) -> None:
         """The step, and what the teacher needs after it."""

@@ -76,6 +76,17 @@ def test_a_student_learns_from_its_teacher_without_any_label(tmp_path):
     assert unlabelled < 0.5 * start
 
 
+@pytest.mark.parametrize("trained_in_bfloat16", [False, True])
+def test_a_teacher_in_bfloat16_teaches_the_same(trained_in_bfloat16, tmp_path):
+    losses = [
+        distillation_losses(
+            run(tmp_path, make_model(), make_model(seed=3).to(dtype), bf16=trained_in_bfloat16, use_cpu=True)
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_steps_without_a_labelled_row(accumulation, tmp_path):
     def rare(labels):
