@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 def attach(model: nn.Module, config: PruningConfig) -> list[PruningState]:
-    """Make the encoders of a model prunable, in place: dense, or pruned before.
+    """Make the encoders of a model prunable, in place. They may be dense, or pruned before.
 
     Stock classes become the ``PrunableBertFor...`` of the same head, so that checkpoints in the middle
     of training load through the Auto classes. A class of the user's own keeps its class, which
-    `from_pretrained` does not rebuild (a warning says so). Parameters stay the same objects. Whatever is
-    raised leaves the model as it was.
+    `from_pretrained` does not rebuild (a warning says so). Parameters stay the same objects. If an error is
+    raised, the model is not changed.
 
     Args:
         model: a model with one encoder of a known family, or with those that ``config.encoder`` names.
         config: the settings.
 
     Returns:
-        The run's state of each encoder, which is a submodule of it.
+        One state for each encoder. The state is a submodule of the encoder.
 
     Raises:
         TypeError: the model cannot be pruned (see :func:`~hf_mlprune.encoders.inspect_encoders`).
@@ -53,10 +53,10 @@ def attach(model: nn.Module, config: PruningConfig) -> list[PruningState]:
         keep_present_names(model)
     if head_of(model) is None and isinstance(model, PreTrainedModel) and model.base_model is not model:
         logger.warning(
-            "%s is not one of the supported stock classes: it keeps its class and its forward while it is "
-            "trained and pruned, but from_pretrained rebuilds neither: the Auto classes load its pruned "
-            "checkpoints with the stock head, and the class itself fails on their shapes; derive a class for "
-            "serving from the Pruned...For... of its head",
+            "%s is not one of the supported stock classes. It keeps its class and its forward while it is "
+            "trained and pruned. But from_pretrained cannot rebuild them: the Auto classes load its pruned "
+            "checkpoints with the stock head, and the class itself fails, because shapes do not match. To "
+            "serve the model, derive a class from the Pruned...For... of its head",
             type(model).__name__,
         )
     return states
@@ -74,7 +74,7 @@ def _check_loadable(model: nn.Module) -> None:
         if isinstance(model, PreTrainedModel) and model is not encoder and model.base_model is encoder:
             heads = [head.stock.__name__ for head in family.heads]
             raise TypeError(
-                f"expected one of {heads}, got {type(model).__name__}, of which no pruned checkpoint could "
+                f"expected one of {heads}, got {type(model).__name__}, whose pruned checkpoint could not "
                 "be loaded again: load the weights into one of these classes, or derive a class of your own"
             )
 

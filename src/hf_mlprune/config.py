@@ -48,50 +48,54 @@ class PruningConfig:
 
     Attributes:
         density: kept weights of the prunable linears / all of them, at the end; in ``(0, 1]``.
-        speedup: how many times as fast as the dense encoder, above 1; by times that are measured on this
-            machine as the run begins.
-        latency: most time of a forward pass of the encoder, as ``"12 ms"``.
-        size: most bytes of the model's file, as ``"30 MB"``; embeddings and the model's dtype count.
+        speedup: how many times as fast as the dense encoder, above 1. Times are measured on this machine
+            when the run begins.
+        latency: maximum time of one forward pass of the encoder, such as ``"12 ms"``.
+        size: maximum size of the model's file, such as ``"30 MB"``. This includes the embeddings, and
+            depends on the model's dtype.
         multiply_adds: multiply-adds of the encoder / those of the dense one, for a sequence of ``length``, in
             ``(0, 1]``.
-        targets: several values of the target, from that of the largest model to that of the smallest, whose
-            models one run gives one after the other; densities, if no target is named. The target is
-            the last of them. Not with blocks.
-        batch: sequences, or images, of the forward pass that speedup and latency are of.
-        length: tokens of each, also for multiply-adds; ``None`` for the median row of the training data,
-            if these are of `datasets`, else 128. Images have their own.
+        targets: several values of the target: one run gives a model for each of them. The first value is for
+            the largest model. The last one, for the smallest model, is the target of the run. The values are
+            densities if no target is named. Not possible with blocks.
+        batch: number of sequences, or images, in the forward pass that is timed for ``speedup`` and
+            ``latency``.
+        length: tokens per sequence, also for multiply-adds. ``None`` takes the median of the training data
+            if it is a `datasets.Dataset`, else 128. For images the number is given by the model.
         threads: torch threads of that pass; ``None`` for as many as torch has.
         latency_table: file with times for another engine or machine, of the same batch and length; see
             :mod:`hf_mlprune.exporting.table`. ``None`` measures in torch as the run begins.
         preset: ``"default"`` or ``"paper"`` (MLPruning's formulas, arXiv:2105.14636v1).
         levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; blocks are pruned after the others. With
             ``"attention"`` for ``"heads"`` all heads of a layer go together, with ``"ffn"`` all rows of FC1.
-        row_sites: whose rows the level ``"rows"`` prunes: ``"fc1"``, ``"attention_output"``,
+        row_sites: the matrices whose rows are pruned by the level ``"rows"``:
+            ``"fc1"``, ``"attention_output"``,
             ``"fc2"``. Rows of the last two are scattered back into the residual.
         block_shape: ``(rows, columns)`` of a block.
         exclude: indices of layers to leave alone, of every encoder that is pruned; they are not counted
             in any density.
-        encoder: paths of the encoders to prune within a model that has several, or of the modules that hold
-            one each. Each is pruned to the density.
-        structured_density: density after heads and rows, from which blocks go on; ``None`` derives
-            it (see :meth:`first_target`).
+        encoder: paths of the encoders to prune, if the model has several; or paths of modules that contain
+            one encoder each. Each encoder is pruned to this density.
+        structured_density: density after heads and rows are pruned, before blocks are pruned; ``None``
+            computes it (see :meth:`first_target`).
         minimum_units: units that every group keeps; 0 lets a layer lose all its heads or FFN rows.
         method: how importance is learned: a name of :data:`hf_mlprune.methods.METHODS`, or a subclass of
             :class:`~hf_mlprune.methods.Method`. Stored by name.
-        method_settings: the method's own settings, which are given and written beside those here.
+        method_settings: the method's own settings. They are passed, and saved, together with the settings
+            here.
         warmup_fraction: share of the steps that train dense, before any pruning.
         structured_fraction: share of the steps in which heads and rows are pruned.
         block_fraction: share of the steps in which blocks are pruned. Masks are fixed after it.
-        task_weight: weight of the task loss when there is a teacher; the distillation losses have
-            the rest.
+        task_weight: weight of the task loss if there is a teacher; the weight of the distillation losses is
+            1 minus this.
         hidden_weight: weight of the hidden-state term within the distillation losses.
         attention_weight: weight of the attention term; other than 0 switches student and teacher
             to eager attention while training.
         distillation_temperature: softmax temperature of the logits term.
         block_teacher: who teaches the block phase: ``"step1"`` (the model as it was after heads and
             rows) or ``"teacher"``.
-        recovery_dropout: probability of dropout in the encoder, once masks are final and if there is a
-            teacher, in ``[0, 1]``; ``None`` leaves the model's own.
+        recovery_dropout: dropout probability in the encoder after masks are final, if there is a teacher; in
+            ``[0, 1]``. ``None`` keeps the dropout of the model.
         stall_steps: steps without a change of density in a pruning phase after which to warn.
     """
 
@@ -334,10 +338,10 @@ class PruningConfig:
         return find_method(self.method)(self.method_settings)
 
     def first_target(self) -> float:
-        """Density that heads and rows are pruned to, where the target is one.
+        """Density to which heads and rows are pruned, if the target is a density.
 
-        With blocks to follow: ``structured_density``, else half of the weights as in the paper's
-        recipe (0.5 x 0.4), else the square root of a density of which one half is not a factor.
+        If blocks are pruned afterwards: ``structured_density`` if it is given; else 0.5, as in the paper's
+        recipe (0.5 x 0.4), for densities up to 0.25; else the square root of the density.
         """
         assert self.density is not None
         if not self.blocks:

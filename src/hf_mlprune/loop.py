@@ -27,12 +27,12 @@ def start(model: nn.Module, max_steps: int, step: int = 0, *, length: int | None
         model: a model with masks, its buffers as they were after that step.
         max_steps: optimizer steps of the whole run, from 20 up.
         step: completed optimizer steps; with 0 all masks are opened first.
-        length: tokens of a typical row of the data, for targets that depend on it and settings that do not
-            say it.
+        length: tokens of a typical row of the data. It is used if the target depends on it and the settings
+            do not give it.
 
     Raises:
-        ValueError: the run is too short, a number of steps is not one, the density cannot be reached, or
-            the masks in the model are not those of a run at this step. The model is as it was.
+        ValueError: the run is too short, a number of steps is invalid, the density cannot be reached, or the
+            masks in the model do not belong to this step. The model is not changed.
     """
     states = pruning_states(model)
     if type(max_steps) is not int or type(step) is not int or not 0 <= step <= max_steps:
@@ -77,9 +77,9 @@ def advance(model: nn.Module, step: int) -> None:
 
 
 def finished_target(model: nn.Module, step: int) -> int | None:
-    """Index of the target that a model is at, right before `advance` goes on to the next one.
+    """Index of the target that the model has just reached; call this right before `advance`.
 
-    That is the time to keep a copy: ``copy = deepcopy(model); shrink(copy)``. The model of the last target is
+    This is the time to keep a copy: ``copy = deepcopy(model); shrink(copy)``. The model of the last target is
     the one that the run ends with.
 
     Args:
@@ -96,7 +96,8 @@ def finished_target(model: nn.Module, step: int) -> int | None:
 def cooldown(model: nn.Module) -> float:
     """Factor for the learning rate of the next update, in ``(0, 1]``; other than 1 with several targets only.
 
-    It falls towards the end of each target but the last, whose end is left to the schedule of the run.
+    It falls towards the end of each target but the last. At the end of the last target, only the schedule of
+    the run lowers the learning rate.
     """
     return current_run(pruning_states(model)[0]).cooldown()
 
@@ -107,11 +108,11 @@ def is_running(model: nn.Module) -> bool:
 
 
 def figures(model: nn.Module) -> dict[str, float]:
-    """Where the run of a model stands; of several encoders, all together.
+    """Current values of the run; for several encoders, their mean.
 
     Returns:
-        ``density``, ``density_target``, ``pruning_phase``, which shows its name and is a number, and what the
-        method has: ``lambda`` and ``penalty`` of a regularizer, the mean ``threshold``.
+        ``density``, ``density_target``, ``pruning_phase`` (a number that prints as a name), and values of
+        the method: ``lambda`` and ``penalty`` of a regularizer, the mean ``threshold``.
     """
     states = pruning_states(model)
     runs = [current_run(state) for state in states]

@@ -37,12 +37,12 @@ class ShrinkReport:
 
     Attributes:
         structures: what is left of each encoder, by its path in the model.
-        max_difference: largest absolute difference between outputs of masked and shrunk model; of their
-            encoders, if the models return nothing to compare.
+        max_difference: largest absolute difference between the outputs of the masked and the shrunk model.
+            If the models return nothing to compare, the outputs of their encoders are used.
         max_output: largest absolute output.
         tolerance: difference that was allowed.
-        dtype: what both models were computed in, ``"float32"`` or ``"float64"``.
-        real_batches: number of real batches compared on; 0 if on random tokens.
+        dtype: dtype in which both models were computed, ``"float32"`` or ``"float64"``.
+        real_batches: number of real batches in the comparison; 0 if random tokens were used.
     """
 
     structures: Mapping[str, Structure]
@@ -57,13 +57,14 @@ def shrink(model: nn.Module, batches: Sequence[Batch | Call] = ()) -> ShrinkRepo
     """Remove, in place, everything that the masks remove.
 
     A ``PrunableBertFor...`` becomes a ``PrunedBertFor...``; ``save_pretrained`` then writes a
-    checkpoint that loads through the Auto classes. Whatever is raised, Ctrl-C included, leaves the model
-    with its masks, as it was.
+    checkpoint that loads through the Auto classes. After any error, and after Ctrl-C, the model is the same
+    as before, with its masks.
 
     Args:
         model: a model with masks.
-        batches: model inputs to compare masked and shrunk model on: keyword arguments, or whole calls.
-            Without any, random tokens for a stock class. The encoder is always compared on random tokens.
+        batches: model inputs for the comparison of the masked and the shrunk model: dicts of keyword
+            arguments, or `Call` objects. If there are none, random tokens are used for a stock class.
+            The encoder is always compared on random tokens.
 
     Returns:
         What is left, and how equal the two models are.

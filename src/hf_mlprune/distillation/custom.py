@@ -33,7 +33,7 @@ class Distillation:
         return self._distiller.teacher.model
 
     def update(self) -> None:
-        """Call after `advance`: checks that the teacher was heard in this step.
+        """Call after `advance`: checks that the teacher's loss was used in this step.
 
         With ``block_teacher="step1"``, the model as it was after heads and rows teaches from then on.
 
@@ -65,10 +65,10 @@ def distilled(
     accumulation: int = 1,
     autocast_dtype: torch.dtype | None = None,
 ) -> Iterator[Distillation]:
-    """Have a teacher's loss in the gradients of a model while it trains, with masks or without.
+    """Add a teacher's loss to the gradients of a model while it trains, with or without masks.
 
-    The loss rides on what the model returns in training mode: values stay what they are, and ``backward``
-    adds the gradient of the distillation loss::
+    In training mode, the outputs of the model keep their values, but ``backward`` also adds the gradient of
+    the distillation loss::
 
         with distilled(model, teacher) as distillation:
             for step, batch in enumerate(batches, start=1):
@@ -81,8 +81,8 @@ def distilled(
 
     Args:
         model: the student.
-        teacher: a module that is called as the model is, put into evaluation mode, or the folder or hub name
-            of a model of the student's class.
+        teacher: a module that takes the same inputs as the model (it is put into evaluation mode), or the
+            folder or hub name of a model of the student's class.
         settings: the weights of the terms; those of the model's masks, if ``None``.
         accumulation: backward passes per optimizer step.
         autocast_dtype: dtype of the autocast that the loop runs the model under, if any.
@@ -92,8 +92,8 @@ def distilled(
     """
     if settings is None and not is_attached(model):
         raise ValueError(
-            f"distilled: {type(model).__name__} has no masks, whose settings say how much each term weighs: "
-            "pass settings=PruningConfig.create(density), or `attach(model, config)` first"
+            f"distilled: {type(model).__name__} has no masks, so the weight of each term is not known: "
+            "pass settings=PruningConfig.create(density), or call `attach(model, config)` first"
         )
     config = settings or pruning_states(model)[0].config
     distiller = Distiller(

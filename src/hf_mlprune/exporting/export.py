@@ -1,4 +1,4 @@
-"""export: one call from a pruned model to a folder that an engine serves, proved and measured."""
+"""export: one call from a pruned model to a folder that an engine serves, checked and measured."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def export(
     latency: Sequence[tuple[int, int]] = ((1, 128),),
     threads: int | None = None,
 ) -> ExportReport:
-    """Write a model for an engine, prove what lies on disk equal to the model, and measure it.
+    """Write a model for an engine, check that the written files equal the model, and measure them.
 
     Inputs and outputs have transformers' names, with dynamic batch and length. The model stays as it is.
 
@@ -67,19 +67,20 @@ def export(
             ``"aotinductor"``, a compiled package; ``"stock"`` or ``"dense"``, folders that plain transformers
             loads, as small as its classes can be, or of the dense sizes.
         int8: ``True``, or a recipe: ``"dynamic"`` (ONNX Runtime; without data), ``"static"`` (calibrated).
-        data: batches as the model takes them, such as ``trainer.get_eval_dataloader()``: what static int8 is
-            calibrated on, and with labels what quality is judged by.
+        data: batches that the model accepts, such as ``trainer.get_eval_dataloader()``. They are used to
+            calibrate static int8 and, if they have labels, to measure the quality.
         compute_metrics: as for the Trainer; accuracy if it is left out.
         metric: which of its figures counts; larger is better.
-        max_drop: most that int8 may lose, in points: hundredths of a metric that was between -1 and 1 in
-            float, else its units; 0.5 if it is left out. Needs labels, else nothing is judged.
-            Layers that hurt most stay float until it is kept; if none may be quantized, the export is float.
-        processing_class: tokenizer or image processor to save beside; that of the folder if left out.
+        max_drop: maximum loss of the metric by int8, in points. One point is 0.01 if the metric of the float
+            model is between -1 and 1, else 1. The default is 0.5. It needs labels; without them the quality
+            is not checked. The worst layers stay in float until the loss is small enough; if no layer can be
+            quantized, the export is float.
+        processing_class: tokenizer or image processor to save with the model; by default that of the folder.
         latency: rows and tokens per row to measure; empty to measure nothing.
-        threads: of the engine; torch's number if left out.
+        threads: number of threads of the engine; by default that of torch.
 
     Returns:
-        What was written, which ``export_report.json`` in the folder holds, too.
+        A report of what was written; ``export_report.json`` in the folder has the same content.
 
     Raises:
         TypeError: a model that cannot be exported.
@@ -87,7 +88,7 @@ def export(
         FileExistsError: the folder holds something else.
         FileNotFoundError: there is no such folder as the model's.
         ImportError: the engine is not installed.
-        RuntimeError: the export computes something else than the model. Nothing is written then.
+        RuntimeError: the export does not compute the same as the model. Then nothing is written.
     """
     engine = _engine(to)
     recipe = _recipe(to, int8, has_data=data is not None)

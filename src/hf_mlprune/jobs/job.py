@@ -43,11 +43,11 @@ class JobReport:
         out: folder of the pruned model.
         dense: folder or name of the model that it was pruned from.
         task: of the job.
-        metric: name of the figure that counts.
+        metric: name of the main metric.
         dense_metrics: of the dense model, on the rows to test on.
         pruned_metrics: of the pruned one.
         report: what is left, measured.
-        others: of several targets, folder of each larger model in that of the smallest -> its figures.
+        others: with several targets: folder of each larger model (inside ``out``) -> its metrics.
     """
 
     out: str
@@ -65,18 +65,18 @@ class JobReport:
 
 
 def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> JobReport:
-    """Do a job; the pruned model, its tokenizer, report and card lie in its folder at the end.
+    """Run a job; at the end its folder has the pruned model, its tokenizer, report and model card.
 
     Args:
         job: what to do.
         resume: go on with a job that was interrupted.
-        say: is told what is found and done.
+        say: function that gets messages about the progress.
 
     Raises:
-        FileExistsError: the folder holds something else, or a job that is to be resumed.
+        FileExistsError: the folder contains other files, or an interrupted job.
         FileNotFoundError: there is nothing to resume.
-        ValueError: an argument or data that do not fit, or a job to resume that was another.
-        KeyboardInterrupt: after Ctrl-C; a checkpoint is written before.
+        ValueError: an argument or the data does not fit, or the job to resume had other arguments.
+        KeyboardInterrupt: after Ctrl-C; a checkpoint was written before.
     """
     out = Path(job.out)
     check_folder(job, resume=resume)

@@ -23,17 +23,18 @@ class Job:
         task: a name of ``hf_mlprune.jobs.preparing.TASKS``.
         settings: the target and other settings of :class:`~hf_mlprune.config.PruningConfig`.
         test: file with the rows to test on.
-        columns: role -> column, where names do not say it.
-        fine_tune: whether to fine-tune before pruning; ``None`` looks whether the model has these classes.
+        columns: role -> column name, if the columns have other names than the roles.
+        fine_tune: whether to fine-tune before pruning; ``None`` decides by whether the model has these
+            classes.
         epochs: passes over the data while pruning; there are 400 steps at least.
         fine_tune_epochs: passes over the data while fine-tuning; there are 200 steps at least.
-        steps: of pruning, in place of its epochs.
-        fine_tune_steps: of fine-tuning, in place of its epochs.
+        steps: number of pruning steps, instead of ``epochs``.
+        fine_tune_steps: number of fine-tuning steps, instead of ``fine_tune_epochs``.
         batch_size: rows per step.
         learning_rate: of pruning; ``None`` takes six times that of fine-tuning.
         fine_tune_learning_rate: ``None`` takes 1e-4, or 5e-5 for models of 512 features and more.
-        max_length: most tokens of a row; ``None`` for 128, of question answering 384.
-        seed: of everything that is drawn.
+        max_length: maximum tokens per row; ``None`` means 128, or 384 for question answering.
+        seed: seed of all random numbers.
     """
 
     model: str

@@ -24,13 +24,14 @@ class LayerReport:
     """One layer: kept of all, per level.
 
     Attributes:
-        encoder: path of its encoder in the model; empty if it is the model.
+        encoder: path of its encoder in the model; empty if the model itself is the encoder.
         index: of the layer in its encoder.
         heads: kept heads, all heads.
         attention_output: kept rows of O, all.
         fc1: kept rows of FC1, all.
         fc2: kept rows of FC2, all.
-        blocks: kept blocks of what heads and rows left, all of those; equal if none was removed.
+        blocks: kept blocks, and all blocks that are left after heads and rows were removed; both are equal
+            if no block was removed.
         weights: kept weights of the six linears, all.
     """
 
@@ -60,9 +61,10 @@ class Report:
         compared_on: real batches it was measured on.
         latency: measured times, if any.
         settings: of the run that pruned it, if it was given.
-        multiplied: how block-sparse layers are multiplied on this machine's CPU, and why so -> layers.
-        predicted_speedup: of the first encoder, by the table of times that the run was pruned by; the first
-            row of :attr:`latency` is what was measured.
+        multiplied: how block-sparse layers are multiplied on this machine's CPU, with the reason -> number
+            of layers.
+        predicted_speedup: of the first encoder, from the table of times used for pruning. The first row of
+            :attr:`latency` has the measured value.
     """
 
     density: float

@@ -43,22 +43,22 @@ from .targets import check_targets, write_target
 
 
 class PruningCallback(TrainerCallback, ExportableState):
-    """Prunes the Trainer's model while it is fine-tuned (model pruning, not trial pruning).
+    """Prunes the Trainer's model while it is fine-tuned (it prunes weights, not Optuna trials).
 
     One line of a script::
 
         trainer = Trainer(model=model, ..., callbacks=[PruningCallback(density=0.2)])
 
-    Training ends with the model physically small, in place, so that ``save_model``, ``evaluate`` and
-    ``push_to_hub`` see the small one.
+    At the end of training the model object itself is small. So ``save_model``, ``evaluate`` and
+    ``push_to_hub`` use the small model.
 
     Args:
         density: share of the encoder's weights to keep, in ``(0, 1]``. For another target, ``speedup=3``,
             ``latency="12 ms"``, ``size="30 MB"`` or ``multiply_adds=0.25``; for several models from one
             run ``targets=[0.5, 0.35, 0.2]``. All may be left out if the model has masks already
             (``attach``, or a ``PrunableBertFor...``).
-        teacher: a module that is called as the model is, or the folder or hub name of a model of its
-            class, fine-tuned on the same labels.
+        teacher: a module that takes the same inputs as the model, or the folder or hub name of a model of
+            the same class. It must be fine-tuned on the same labels.
         settings: any other setting of :class:`~hf_mlprune.config.PruningConfig`, by name.
 
     Raises:
@@ -182,7 +182,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         model: nn.Module,
         **kwargs: Any,
     ) -> None:
-        """Forget the best metric and checkpoint of a model that was not yet pruned, to the last target.
+        """Forget the best metric and the best checkpoint until the model has reached its last target.
 
         So no checkpoint of it can be the best one at the end, and early stopping, which compares with
         the best metric, counts nothing until all masks are final.
@@ -336,7 +336,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             raise RuntimeError(
                 f"training ended at step {state.global_step} of {state.max_steps}, before pruning did: "
                 f"density {density:.4f}, target {settings.goal}; resume from a checkpoint of this run, or "
-                f"train with fewer steps from the start; {advice}"
+                f"start a new run with a smaller max_steps; {advice}"
             )
         predicted, length = predicted_speedup(states[0]), states[0].length
         try:
