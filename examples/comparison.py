@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -56,6 +55,6 @@ def show(figures: Figures, device: torch.device, result: Path | None) -> None:
 
 
 def command() -> str:
-    """The command line; of paths the last two names, as where they lie on a machine is nobody's concern."""
-    words = ["/".join(Path(word).parts[-2:]) if os.sep in word else word for word in sys.argv]
+    """The command line; of absolute paths the last two names: where they lie here is nobody's concern."""
+    words = ["/".join(Path(word).parts[-2:]) if Path(word).is_absolute() else word for word in sys.argv]
     return " ".join(["python", *words])

@@ -140,10 +140,10 @@ def test_the_tables_of_engines_hold_what_was_measured(page, batch):
     assert [line for line in served_rows(batch) if line not in written] == []
 
 
-@pytest.mark.parametrize("name", ["sentence_embeddings", "reranker"])
-def test_the_page_of_examples_holds_what_was_measured(name):
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("example_*.json")), ids=lambda file: file.stem)
+def test_the_page_of_examples_holds_what_was_measured(file):
     page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    found = json.loads((RESULTS / f"example_{name}.json").read_text(encoding="utf-8"))
+    found = json.loads(file.read_text(encoding="utf-8"))
     assert found["command"] in page
     for figure, pair in found["figures"].items():
         shown = [f"{value:,}" if isinstance(value, int) else f"{value:.1f}" for value in pair]
