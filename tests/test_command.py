@@ -33,11 +33,13 @@ VERBS = ("prune", "report", "bench", "plot", "export", "compare", "push")
 @pytest.fixture(autouse=True, scope="module")
 def loud_again():
     """The command quiets its process, which is that of the tests here."""
-    before = transformers_logging.get_verbosity(), logging.getLogger().level
+    before = transformers_logging.get_verbosity()
+    levels = {name: logging.getLogger(name).level for name in (None, "onnxruntime", "torch.onnx")}
     yield
-    transformers_logging.set_verbosity(before[0])
+    transformers_logging.set_verbosity(before)
     transformers_logging.enable_progress_bar()
-    logging.getLogger().setLevel(before[1])
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     datasets.enable_progress_bars()
 
 
@@ -82,6 +84,15 @@ def test_prune_writes_a_model_that_the_other_verbs_read(small):
     assert compared["figures"]["accuracy"][0] == found.metrics["accuracy"][1]
     assert "weights of the encoder" in run("compare", small, small)
     assert "accuracy: " in said
+
+
+def test_int8_that_no_engine_makes_is_refused(small):
+    said = run("bench", small, "--int8", code=1)
+    assert "int8: expected an engine of ['onnx'], whose int8 needs no data, got ['torch']" in said
+
+
+def test_weights_can_be_read_by_whoever_reads_the_config(small):
+    assert (small / "model.safetensors").stat().st_mode == (small / "config.json").stat().st_mode
 
 
 def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):

@@ -94,6 +94,63 @@ def test_the_same_rows_come_out_of_every_kind_of_file(ending, tmp_path):
     assert again["test"]["review"] == found["test"]["review"]
 
 
+def test_quotation_marks_of_tables_with_tabs(tmp_path):
+    # As GLUE has them: letters like others. pandas quotes what needs it.
+    plain = ["review\ttopic", *(f'"{n} goals and a "match\tsport' for n in range(10)), '3" of snow\tmoney']
+    (tmp_path / "glue.tsv").write_text("\n".join(plain), encoding="utf-8")
+    found = read_splits(str(tmp_path / "glue.tsv"), None)["train"]
+    assert len(found) == 11
+    assert found["review"][0] == '"0 goals and a "match'
+    rows = [{"review": 'a "goal"\tand\na match', "topic": "sport"}, {"review": "bank", "topic": "money"}]
+    found = read_splits(write(rows, tmp_path / "quoted.tsv"), None)["train"]
+    assert found["review"][0] == 'a "goal"\tand\na match'
+
+
+def test_files_of_squad_are_read_as_they_are(tmp_path):
+    answers = [{"text": "a bank", "answer_start": 5}, {"text": "bank", "answer_start": 7}]
+    asked = {"id": "1", "question": "What is it?", "answers": answers}
+    data = {"version": "1.1", "data": [{"paragraphs": [{"context": "It is a bank.", "qas": [asked, asked]}]}]}
+    (tmp_path / "train.json").write_text(json.dumps(data), encoding="utf-8")
+    found = read_splits(str(tmp_path / "train.json"), None)["train"]
+    assert len(found) == 2
+    assert found[0]["answers"] == {"text": ["a bank", "bank"], "answer_start": [5, 7]}
+    assert (found[0]["question"], found[0]["context"]) == ("What is it?", "It is a bank.")
+
+
+def test_classes_that_only_the_test_has_are_refused(tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "rows.csv")
+    unseen = [*rows_of(4), {"review": "rain again", "topic": "weather"}]
+    test = write(unseen, tmp_path / "test.csv")
+    with pytest.raises(
+        ValueError, match=r"test: expected the classes of the rows to train on .* \['weather'\]"
+    ):
+        prepare(job_of(tiny_bert, tmp_path, data, test=test))
+    words = [{"tokens": ["a", "goal"], "tags": ["O", "SPORT"]} for _ in range(12)]
+    data = write(words, tmp_path / "words.jsonl")
+    test = write([{"tokens": ["rain"], "tags": ["WEATHER"]}], tmp_path / "test.jsonl")
+    with pytest.raises(ValueError, match=r"got \['WEATHER'\]"):
+        prepare(job_of(tiny_bert, tmp_path, data, test=test, task="token-classification", columns={}))
+
+
+def test_blanks_around_the_name_of_a_class_make_no_other_class(tiny_bert, tmp_path):
+    rows = rows_of()
+    rows[0]["topic"], rows[1]["topic"] = " sport", "money "
+    prepared = prepare(job_of(tiny_bert, tmp_path, write(rows, tmp_path / "rows.csv")))
+    assert prepared.task.labels == ["money", "sport"]
+
+
+def test_a_model_for_other_classes_is_fine_tuned_to_these(tiny_bert, tmp_path):
+    first = job_of(tiny_bert, tmp_path, write(rows_of(), tmp_path / "rows.csv"))
+    prune(first)
+    others = [{**row, "topic": f"{row['topic']} {n % 4}"} for n, row in enumerate(rows_of())]
+    data = write(others, tmp_path / "others.csv")
+    model = str(tmp_path / "out" / "_dense")
+    said = []
+    done = prune(job_of(tiny_bert, tmp_path, data, model=model, out=str(tmp_path / "four")), say=said.append)
+    assert any("the model's classes are ['money', 'sport'], those of the data" in line for line in said)
+    assert AutoModelForSequenceClassification.from_pretrained(done.out).config.num_labels == 4
+
+
 def test_splits_of_a_folder_and_a_test_of_its_own_are_taken(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -309,7 +366,8 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(tiny_bert, tmp_path
     data = write(rows_of(), tmp_path / "mine.csv")
     found = describe(prepare(job_of(tiny_bert, tmp_path, data)))
     assert found["rows"] == {"train": 54, "test": 6}
-    assert found["classes"] == ["money", "sport"]
+    assert found["classes"] == {"number": 2, "rows of each": {"money": 27, "sport": 27}}
+    assert found["target"] == "density=0.4"
     assert found["pruning"] == "24 steps"
     assert found["about minutes"] >= 0
     assert not (tmp_path / "out").exists()

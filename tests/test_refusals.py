@@ -89,6 +89,8 @@ def test_settings(settings, message):
 
 
 def test_settings_without_density():
+    with pytest.raises(ValueError, match=r"\['densty'\] are given; did you mean density=\?"):
+        PruningCallback(densty=0.3)
     with pytest.raises(ValueError, match=r"density is missing, but \['preset'\] are given"):
         PruningCallback(preset="paper")
 

@@ -449,3 +449,14 @@ def test_report_and_card_are_those_of_the_model_that_is_saved(tmp_path):
     (folder / "README.md").write_bytes(b"\xff my own card")
     loaded.save_pretrained(folder, True)
     assert (folder / "README.md").read_bytes() == b"\xff my own card"
+
+
+def test_the_path_of_blocks_begins_where_heads_and_rows_ended(tmp_path):
+    callback = PruningCallback(density=0.25, levels=("heads", "rows", "blocks"), structured_density=0.5)
+    trainer = make_trainer(tmp_path, make_model(), callback, max_steps=60, logging_steps=1)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "density_target" in row]
+    targets = [row["density_target"] for row in rows if row["pruning_phase"] == Phase.BLOCKS]
+    assert len(targets) > 3
+    assert max(targets) <= 0.51  # the first is of the step before
+    assert targets == sorted(targets, reverse=True)

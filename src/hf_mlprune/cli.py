@@ -51,14 +51,20 @@ def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
             raise
         err.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(FAILED) from None
+    except Exception as error:
+        # Of the network: the hub's library uses now this, now that one, and they share no class of errors.
+        if traceback or not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+            raise
+        err.print(f"[red]error:[/red] the hub cannot be reached: {escape(str(error))}")
+        raise typer.Exit(FAILED) from None
 
 
 @app.callback()
 def quiet() -> None:
     """Prune BERT-family encoders: small and fast models from your own data."""
     # The terminal is for what this command says.
-    for logger in (logging.getLogger(), logging.getLogger("onnxruntime")):
-        logger.setLevel(logging.ERROR)
+    for name in (None, "onnxruntime", "torch.onnx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)
@@ -220,7 +226,7 @@ def bench(
     engine: Annotated[list[str] | None, typer.Option(help="torch, onnx, openvino; may be repeated")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="rows x tokens, as 1x128; may be repeated")] = None,
     threads: Annotated[int | None, typer.Option()] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="the export too, in int8 (onnx, openvino)")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="the pruned model in int8, too (onnx)")] = False,
     as_json: AsJson = False,
     traceback: Trace = False,
 ) -> None:

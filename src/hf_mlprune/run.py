@@ -233,6 +233,8 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     run.phase = phase
     run.target = _target(state, phase, run.index)
     run.origin = _target(state, phase, run.index - 1) if run.index else 1.0
+    if phase is Phase.BLOCKS and state.config.structured:
+        run.origin = _target(state, Phase.STRUCTURED, run.index)
     run.stage = _stage(state, phase)
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():

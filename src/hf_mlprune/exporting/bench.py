@@ -105,7 +105,8 @@ def bench(
         budget_seconds: no new round is begun after this long.
 
     Raises:
-        ValueError: an engine or shape that is none, or a dense model of other inputs.
+        ValueError: an engine or shape that is none, int8 without an engine that has it, or a dense model of
+            other inputs.
         ImportError: an engine is not installed.
     """
     sizes = [read_shape(shape) for shape in shapes]
@@ -114,6 +115,11 @@ def bench(
             raise ValueError(f"engine: expected one of {NAMES}, got {name!r}")
         if name != "torch":
             check_installed(ENGINES[name].packages)
+    with_recipes = [name for name in NAMES if (name, "dynamic") in RECIPES]
+    if int8 and set(engines).isdisjoint(with_recipes):
+        raise ValueError(
+            f"int8: expected an engine of {with_recipes}, whose int8 needs no data, got {list(engines)}"
+        )
     pruned = read_source(folder, None)
     dense = pruned.with_model(stock_model(pruned.model, smallest=False))
     if against is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from sklearn.model_selection import train_test_split
+
+from .squad import squad_rows
 
 #: "NA" and "None" are words like others; only an empty cell is empty.
 CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -109,6 +112,10 @@ def _read_file(file: Path, argument: str) -> Dataset:
     reader, options = READERS[ending]
     if ending == ".csv":
         options = {**options, "sep": _separator(file)}
+    if options.get("sep") == "\t" and _has_stray_quotes(file):
+        options = {**options, "quoting": csv.QUOTE_NONE}
+    if ending == ".json" and (rows := squad_rows(file)) is not None:
+        return Dataset.from_list(rows)
     try:
         return load_dataset(reader, data_files=str(file), split="train", **options)
     except Exception as error:
@@ -127,6 +134,20 @@ def _separator(file: Path) -> str:
     with file.open(encoding="utf-8", errors="replace") as stream:
         header = stream.readline()
     return next((mark for mark in ",\t;|" if mark in header), ",")
+
+
+def _has_stray_quotes(file: Path) -> bool:
+    """Whether quotation marks in a table with tabs are letters like others, as in GLUE's files.
+
+    So it is if a cell begins with one, and the next one does not end that cell.
+    """
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+        try:
+            for _ in csv.reader(stream, delimiter="\t", strict=True):
+                pass
+        except csv.Error:
+            return True
+    return False
 
 
 def _has_labels(rows: Dataset, label: str | None) -> bool:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from ..files import write_folder, write_json
 from ..modeling.checkpoint import write_text
-from ..modeling.pretrained import PrunedMixin
+from ..modeling.pretrained import REPORT_FILE, PrunedMixin
 from ..reports.report import Report
 from ..trainer.callback import PruningCallback
 from ..trainer.resuming import last_complete_checkpoint
@@ -263,4 +263,9 @@ def _write(prepared: Prepared, model: PreTrainedModel, trainer: Trainer, out: Pa
         model.save_pretrained(out)
         prepared.tokenizer.save_pretrained(out)
     trainer.state.save_to_json(str(out / "trainer_state.json"))
-    write_json(out / RECORD, {**found.to_dict(), "job": prepared.job.to_dict()})
+    record = {**found.to_dict(), "job": prepared.job.to_dict()}
+    write_json(out / RECORD, record)
+    for name, metrics in found.others.items():
+        report = json.loads((out / name / REPORT_FILE).read_text(encoding="utf-8"))
+        own = {"out": str(out / name), "pruned_metrics": metrics, "report": report, "others": {}}
+        write_json(out / name / RECORD, {**record, **own})

@@ -69,7 +69,10 @@ class Prepared:
 
     def model(self, folder: str) -> PreTrainedModel:
         """A model with the head of the task."""
-        model: PreTrainedModel = self.task.auto.from_pretrained(folder, **self.task.model_arguments())
+        # A head of other classes is drawn anew: such a model is fine-tuned first.
+        model: PreTrainedModel = self.task.auto.from_pretrained(
+            folder, ignore_mismatched_sizes=self.fine_tune, **self.task.model_arguments()
+        )
         # Else a checkpoint is written under the names of old files, which a resumed Trainer does not find.
         keep_present_names(model)
         return model
@@ -160,26 +163,40 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     lengths = np.array([len(row) for row in tokens["train"]["input_ids"]])
     seconds = _step_seconds(prepared)
     labels = prepared.task.labels
+    longest = job.max_length or prepared.task.max_length
+    rates = dict(zip(("fine-tuning", "pruning"), prepared.rates, strict=True))
+    if not prepared.fine_tune:
+        del rates["fine-tuning"]
     return {
         "model": job.model,
         "task": job.task,
-        "target": prepared.job.config().goal,
+        "target": "{}={}".format(*prepared.job.config().target),
         "rows": {name: len(part) for name, part in tokens.items()},
         "columns": prepared.task.columns,
-        "classes": labels if labels is None or len(labels) <= 20 else [*labels[:20], "..."],
+        **({} if labels is None else {"classes": _classes_of(prepared, labels)}),
         "tokens": {
             "median": int(np.median(lengths)),
             "95 %": int(np.quantile(lengths, 0.95)),
-            "as long as may be": f"{np.mean(lengths >= (job.max_length or prepared.task.max_length)):.1%}",
+            f"cut at {longest}": f"{np.mean(lengths >= longest):.1%}",
         },
         "fine-tuning": f"{prepared.steps[0]} steps" if prepared.fine_tune else "none",
         "because": prepared.why,
         "pruning": f"{prepared.steps[1]} steps",
         "batch size": job.batch_size,
-        "learning rates": {"fine-tuning": prepared.rates[0], "pruning": float(f"{prepared.rates[1]:g}")},
+        "learning rates": {name: float(f"{rate:g}") for name, rate in rates.items()},
         "device": "GPU" if torch.cuda.is_available() else "CPU",
         "about minutes": round(sum(prepared.steps) * seconds / 60, 1),
     }
+
+
+def _classes_of(prepared: Prepared, labels: list[str]) -> dict[str, Any]:
+    """How many there are, and how many rows of the largest and smallest to train on."""
+    values = prepared.data["train"][prepared.task.columns["label"]]
+    flat = [value for row in values for value in row] if isinstance(values[0], list) else list(values)
+    counts = np.bincount(np.asarray(flat), minlength=len(labels))
+    by_size = sorted(zip(labels, counts.tolist(), strict=True), key=lambda pair: -pair[1])
+    few = by_size if len(by_size) <= 20 else [*by_size[:10], ("...", len(by_size) - 20), *by_size[-10:]]
+    return {"number": len(labels), "rows of each": dict(few)}
 
 
 def _step_seconds(prepared: Prepared) -> float:

@@ -7,12 +7,16 @@ from rich.table import Table
 
 from .job import JobReport
 
+#: Points by which a pruned model that is better than the dense one says that this one was trained too little.
+UNFINISHED = 1.0
+
 
 def summary(found: JobReport) -> Group:
     """Figures of the dense and the pruned model side by side, and what to do next."""
-    table = Table("", "dense", "pruned")
+    table = Table("", "dense", "pruned", *found.others)
     for name, value in found.dense_metrics.items():
-        table.add_row(name, f"{value:.1f}", f"{found.pruned_metrics[name]:.1f}")
+        others = (f"{metrics[name]:.1f}" for metrics in found.others.values())
+        table.add_row(name, f"{value:.1f}", f"{found.pruned_metrics[name]:.1f}", *others)
     report = found.report
     table.add_row("parameters", f"{report.parameters[1]:,}", f"{report.parameters[0]:,}")
     table.add_row("weights of the encoder", "100 %", f"{report.density:.1%}")
@@ -21,8 +25,15 @@ def summary(found: JobReport) -> Group:
         table.add_row(
             shape, f"{row.dense_seconds * 1e3:.1f}", f"{row.pruned_seconds * 1e3:.1f} ({row.speedup:.1f}x)"
         )
+    notes = []
+    if found.pruned_metrics[found.metric] > found.dense_metrics[found.metric] + UNFINISHED:
+        notes.append(
+            "note: the pruned model is better because it was trained for longer; the dense one has not "
+            "learned all it can. Raise --fine-tune-epochs for a better teacher and a fair comparison"
+        )
     return Group(
         table,
+        *notes,
         f"written: {found.out}",
         f"next: hf-mlprune report {found.out} --html report.html, hf-mlprune export {found.out} --out onnx",
     )

@@ -204,6 +204,7 @@ class TokenClassification(Task):
             return data
         values = sorted({str(tag) for part in data.values() for row in part[label] for tag in row})
         self.labels = _classes(values, label)
+        _check_known(set(values) - {str(tag) for row in data["train"][label] for tag in row}, label)
         places = {name: index for index, name in enumerate(values)}
         features = data["train"].features.copy()
         features[label] = ListOf(Value("int64"))
@@ -276,6 +277,9 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
                 f"data: expected a class in every row of {name}, got {empty} rows without one in {label!r}; "
                 "take them out"
             )
+    if any(isinstance(value, str) for value in data["train"][label][:100]):
+        # A blank behind a name would make another class of it.
+        data = data.map(lambda row: {label: str(row[label]).strip()}, load_from_cache_file=False)
     values = {value for rows in data.values() for value in rows[label]}
     if any(isinstance(value, float) and not value.is_integer() for value in values):
         raise ValueError(
@@ -284,6 +288,7 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
         )
     # Numbers in their order; "10" behind "9".
     names = _classes([str(value) for value in sorted(values, key=lambda x: (isinstance(x, str), x))], label)
+    _check_known(set(names) - {str(value) for value in data["train"][label]}, label)
     places = {name: index for index, name in enumerate(names)}
     numbered = data.map(
         lambda row: {"class of the row": places[str(row[label])]},
@@ -298,6 +303,15 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
 def text_of(value: Any) -> str:
     """A cell as text; an empty one has none."""
     return "" if value is None else str(value)
+
+
+def _check_known(unknown: set[str], label: str) -> None:
+    """Refuse classes that no row to train on has."""
+    if unknown:
+        raise ValueError(
+            f"test: expected the classes of the rows to train on in {label!r}, got {sorted(unknown)[:5]}, "
+            "too; no model can learn these: take the rows out, or add such rows to the data"
+        )
 
 
 def _classes(names: list[str], label: str) -> list[str]:

@@ -247,6 +247,9 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    for path in partial.glob("*.safetensors"):
+        # safetensors gives them to their owner alone, so that another user's server could not read them.
+        path.chmod((partial / "config.json").stat().st_mode)
     partial.replace(whole)
     names = sorted(path.name for path in whole.iterdir())
     for name in names:

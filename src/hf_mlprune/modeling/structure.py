@@ -11,6 +11,8 @@ from typing import Any
 from .layout import GROUPS, RESIDUAL, DenseLayer
 
 FORMAT_VERSION = 2
+#: Group -> what tables call it.
+TITLES = {"heads": "heads", "attention_output": "O rows", "fc1": "FC1 rows", "fc2": "FC2 rows"}
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ class Structure:
 
     def html(self, dense: DenseLayer) -> str:
         """Kept units of all, per layer and group, and stored blocks of all, as a table of HTML."""
-        titles = ["layer", *GROUPS, *(["blocks"] if self.block_shape else [])]
+        titles = ["layer", *TITLES.values(), *(["blocks"] if self.block_shape else [])]
         rows = []
         for index, layer in enumerate(self.layers):
-            cells = [str(index), *(f"{len(layer.kept[group])}/{dense.units[group]}" for group in GROUPS)]
+            cells = [str(index), *(f"{len(layer.kept[group])}/{dense.units[group]}" for group in TITLES)]
             if self.block_shape:
                 grids = [grid_shape(layer.shape(name, dense), self.block_shape) for name in layer.blocks]
                 cells.append(f"{sum(layer.blocks.values())}/{sum(rows * columns for rows, columns in grids)}")

@@ -209,6 +209,6 @@ def push(folder: str, repository: str, *, private: bool) -> str:
     hub = HfApi()
     hub.create_repo(repository, private=private, exist_ok=True)
     done = hub.upload_folder(
-        repo_id=repository, folder_path=folder, ignore_patterns=["_*", "_*/**", "job.json"]
+        repo_id=repository, folder_path=folder, ignore_patterns=["_*", "_*/**", JOB, f"*/{JOB}"]
     )
     return str(done.commit_url)

@@ -85,26 +85,27 @@ def _bars(axes: Any, found: PrunedFolder) -> None:
 
 def _maps(axes: Any, layers: Sequence[LayerMap]) -> None:
     """One line per layer: heads, FFN rows, and what is stored of each matrix in blocks."""
-    from matplotlib.colors import ListedColormap
+    from matplotlib.colors import LinearSegmentedColormap
 
-    colors = ListedColormap([GONE, LEFT])
+    colors = LinearSegmentedColormap.from_list("left", [GONE, LEFT])
     for row, layer in enumerate(layers):
-        parts = [layer.kept["heads"], layer.kept["fc1"]]
-        parts += [[any(block) for block in grid] for grid in layer.blocks.values() if grid]
+        parts: list[Sequence[float]] = [layer.kept["heads"], layer.kept["fc1"]]
+        # Of each row of blocks, how many are stored.
+        parts += [[sum(row) / len(row) for row in grid] for grid in layer.blocks.values() if grid]
         for place, units in enumerate(parts):
             axes.imshow(
                 [units], cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
                 extent=(place, place + 0.94, row + 0.42, row - 0.42),
             )  # fmt: skip
     widest = max(2 + len(layer.blocks) for layer in layers)
-    names = ["heads", "FFN rows", *max((list(layer.blocks) for layer in layers), key=len)]
+    names = ["heads", "FC1 rows", *max((list(layer.blocks) for layer in layers), key=len)]
     axes.set_xticks([i + 0.47 for i in range(widest)], names[:widest])
     axes.set_yticks(range(len(layers)), [str(layer.index) for layer in layers])
     axes.set(
         xlim=(-0.05, widest),
         ylim=(len(layers) - 0.5, -0.5),
         ylabel="layer",
-        title="dark is left, light is gone",
+        title="the darker, the more is left",
     )
 
 

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import PruningConfig
+from ..modeling.structure import TITLES
 from .latency import Latency
 
 REPORT_VERSION = 1
 #: Of the table of layers, wherever it is shown.
-COLUMNS = ("layer", "heads", "O rows", "FC1 rows", "FC2 rows", "blocks", "weights")
+COLUMNS = ("layer", *TITLES.values(), "blocks", "weights")
 
 
 @dataclass(frozen=True)

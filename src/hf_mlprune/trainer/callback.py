@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ class PruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         targeted = density is not None or not set(TARGETED).isdisjoint(settings)
         if settings and not targeted:
-            raise ValueError(f"density is missing, but {sorted(settings)} are given")
+            meant = [near for name in settings for near in difflib.get_close_matches(name, TARGETED, n=1)]
+            hint = f"; did you mean {meant[0]}=?" if meant else ""
+            raise ValueError(f"density is missing, but {sorted(settings)} are given{hint}")
         if teacher is not None and not isinstance(teacher, (str, os.PathLike, nn.Module)):
             raise TypeError(
                 f"teacher: expected a torch module, a folder or a hub name, got {type(teacher).__name__}"
