@@ -86,7 +86,7 @@ def test_a_step_that_does_not_call_the_model_is_noticed():
 def test_without_masks_settings_are_needed():
     model = make_model()
     with (
-        pytest.raises(ValueError, match=r"pass settings=PruningConfig\.create\(density\), or `attach"),
+        pytest.raises(ValueError, match=r"pass settings=PruningConfig\.create\(density\), or call `attach"),
         distilled(model, make_model(seed=1)),
     ):
         pass

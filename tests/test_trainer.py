@@ -317,7 +317,7 @@ def test_a_users_own_subclass_keeps_its_class(tmp_path, caplog):
     trainer.train()
     assert type(trainer.model) is Mine
     assert report(trainer.model).density <= 0.3
-    assert "it keeps its class" in caplog.text
+    assert "It keeps its class" in caplog.text
 
 
 def test_evaluate_and_save_after_training_see_the_small_model(tmp_path):
