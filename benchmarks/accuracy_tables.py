@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 #: As the tables have them, left to right and top to bottom.
 TASKS, METHODS = tuple(PLANS), (*DENSE, *PRUNED)
 Line = dict[str, Any]
+#: Of fields in a plot.
+COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,16 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
 
     found = cells(lines, model)
     tasks = [task for task in TASKS if any(key[3] == task for key in found)]
+    methods = [method for method in METHODS if any(key[0] == method for key in found)]
+    columns = min(COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
-        1, len(tasks), figsize=(3.2 * len(tasks) + 1.6, 3.4), squeeze=False, layout="constrained"
+        rows, columns, figsize=(3.2 * columns + 1.6, 3.2 * rows), squeeze=False, layout="constrained"
     )
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for method in METHODS:
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_axis_off()
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        for method in methods:
             points = [cell for key, cell in found.items() if (key[0], key[2], key[3]) == (method, 1, task)]
             points.sort(key=lambda cell: getattr(cell, across))
             if points:
@@ -195,16 +202,17 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
                     [cell.error or 0 for cell in points],
                     marker="o",
                     label=method,
-                    color=f"C{METHODS.index(method)}",
+                    color=f"C{methods.index(method)}",
                 )
         axis.set(title=task, xlabel=LABELS[across])
-    axes[0][0].set_ylabel("metric")
+    for row in axes:
+        row[0].set_ylabel("metric")
     handles = {
         name: handle
-        for axis in axes[0]
+        for axis in axes.flat
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    names = [name for name in METHODS if name in handles]
+    names = [name for name in methods if name in handles]
     figure.legend([handles[name] for name in names], names, loc="outside right center", frameon=False)
     figure.savefig(file, dpi=120)
 
