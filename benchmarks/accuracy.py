@@ -145,9 +145,7 @@ class Bench:
         if not folder.is_dir():
             trainer = self.trainer(self.model(source), seed, steps, self.dense_rate, None)
             trainer.train()
-            partial_folder = folder.with_name(folder.name + ".partial")
-            trainer.save_model(str(partial_folder))
-            partial_folder.rename(folder)
+            write_folder(folder, lambda partial_folder: trainer.save_model(str(partial_folder)))
         return self.model(folder)
 
     def trainer(
@@ -198,8 +196,9 @@ class Bench:
     def pruned(self, run: Run, teacher: PreTrainedModel) -> PreTrainedModel:
         """A pruned model; that of the default is kept, as int8 begins with it."""
         method = run.method.removesuffix(" int8")
+        keeps = method == "default" and run.settings == "{}"
         kept = self.folder(f"{method}_{run.target_density}_{run.steps}_{run.learning_rate:g}", run.seed)
-        if kept.is_dir() and run.settings == "{}":
+        if keeps and kept.is_dir():
             return self.model(kept)
         source = self.source if method == "paper from pretrained" else self.folder("teacher", run.seed)
         model = self.model(source)
@@ -209,7 +208,7 @@ class Bench:
         settings = {**METHODS[method], **json.loads(run.settings)}
         callback = PruningCallback(density=density, teacher=teacher, **settings)
         self.trainer(model, run.seed, run.steps, run.learning_rate, callback).train()
-        if method == "default" and run.settings == "{}":
+        if keeps:
             write_folder(kept, model.save_pretrained)
         return model
 

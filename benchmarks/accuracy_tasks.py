@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hf_mlprune.jobs.question_answering import plain_answer, word_f1
+from hf_mlprune.jobs.squad import squad_rows
 
 #: Of SST-2's training sentences, the first so many of a fixed order.
 SST2_SENTENCES = 20_000
@@ -192,17 +193,10 @@ def _spans(folder: Path, tokenizer: Any, length: int, held_back: bool) -> Task:
 
 
 def _questions(file: Path) -> list[dict[str, Any]]:
-    articles = json.loads(file.read_text(encoding="utf-8"))["data"]
+    rows = squad_rows(file)
+    assert rows is not None, f"{file} has not SQuAD's form"
     return [
-        {
-            "question": asked["question"],
-            "context": paragraph["context"],
-            "answers": [answer["text"] for answer in asked["answers"]],
-            "start": asked["answers"][0]["answer_start"],
-        }
-        for article in articles
-        for paragraph in article["paragraphs"]
-        for asked in paragraph["qas"]
+        {**row, "answers": row["answers"]["text"], "start": row["answers"]["answer_start"][0]} for row in rows
     ]
 
 

@@ -9,7 +9,11 @@ author = "The hf-mlprune developers"
 version = release = hf_mlprune.__version__
 root_doc = "docs/index"
 include_patterns = [
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "examples/README.md"),
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "examples/README.md",
     "docs/*.md",
 ]
 

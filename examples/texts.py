@@ -152,6 +152,17 @@ def sentences_with_gaps(articles: Sequence[Article]) -> list[dict[str, Any]]:
     return rows
 
 
+def pair_tokens(parts: tuple[Dataset, Dataset], tokenizer: Any, max_length: int) -> tuple[Dataset, Dataset]:
+    """Both sentences of each pair in one row, as models read pairs; of training and test rows."""
+    names = ["sentence1", "sentence2"]
+
+    def tokenize(rows: dict[str, list[str]]) -> Any:
+        return tokenizer(*(rows[name] for name in names), truncation=True, max_length=max_length)
+
+    train, test = (part.map(tokenize, batched=True, remove_columns=names) for part in parts)
+    return train, test
+
+
 def load_scored_pairs(file: Path) -> tuple[list[float], list[str], list[str]]:
     """Scores and both sentences of the STS benchmark's pairs."""
     rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]

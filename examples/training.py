@@ -13,8 +13,7 @@ from torch import nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
-
-
+#: What the help says of the model.
 MODEL = "hub name or folder (default: all-MiniLM-L6-v2 from a wheel)"
 
 

@@ -46,16 +46,14 @@ def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        if traceback:
-            raise
-        err.print(f"[red]error:[/red] {escape(str(error))}")
-        raise typer.Exit(FAILED) from None
     except Exception as error:
+        in_words = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
         # Of the network: the hub's library uses now this, now that one, and they share no class of errors.
-        if traceback or not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+        of_network = type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
+        if traceback or not (in_words or of_network):
             raise
-        err.print(f"[red]error:[/red] the hub cannot be reached: {escape(str(error))}")
+        said = str(error) if in_words else f"the hub cannot be reached: {error}"
+        err.print(f"[red]error:[/red] {escape(said)}")
         raise typer.Exit(FAILED) from None
 
 

@@ -232,9 +232,7 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
         compute_kept(state)
     run.phase = phase
     run.target = _target(state, phase, run.index)
-    run.origin = _target(state, phase, run.index - 1) if run.index else 1.0
-    if phase is Phase.BLOCKS and state.config.structured:
-        run.origin = _target(state, Phase.STRUCTURED, run.index)
+    run.origin = _origin(state, phase, run.index)
     run.stage = _stage(state, phase)
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():
@@ -249,6 +247,13 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
             layout = linear.block_layout() if linear.masks.blocks else None
             linear.masks = dataclasses.replace(linear.masks, layout=layout)
     run.density = state.density()
+
+
+def _origin(state: PruningState, phase: Phase, index: int) -> float:
+    """Where the path to a target begins: at the one that masks landed on before, or at the whole."""
+    if phase is Phase.BLOCKS and state.config.structured:
+        return _target(state, Phase.STRUCTURED, index)
+    return _target(state, phase, index - 1) if index else 1.0
 
 
 def _land(state: PruningState, run: Run, phase: Phase) -> None:

@@ -101,7 +101,7 @@ def prepare(job: Job) -> Prepared:
     data = task.prepare(divide(splits, seed=job.seed, label=task.label_column))
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     # Each split by itself: they may be of different formats.
-    length = min(job.max_length or task.max_length, tokenizer.model_max_length)
+    length = longest_row(job, task, tokenizer)
     tokens = DatasetDict(
         {
             name: part.map(
@@ -126,6 +126,11 @@ def prepare(job: Job) -> Prepared:
     if not fine_tune:
         steps = (0, steps[1])
     return Prepared(job, task, data, tokens, tokenizer, fine_tune, why, steps, rates)
+
+
+def longest_row(job: Job, task: Task, tokenizer: Any) -> int:
+    """Tokens at which rows are cut."""
+    return int(min(job.max_length or task.max_length, tokenizer.model_max_length))
 
 
 def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
@@ -163,7 +168,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     lengths = np.array([len(row) for row in tokens["train"]["input_ids"]])
     seconds = _step_seconds(prepared)
     labels = prepared.task.labels
-    longest = job.max_length or prepared.task.max_length
+    longest = longest_row(job, prepared.task, prepared.tokenizer)
     rates = dict(zip(("fine-tuning", "pruning"), prepared.rates, strict=True))
     if not prepared.fine_tune:
         del rates["fine-tuning"]

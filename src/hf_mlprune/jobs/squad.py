@@ -6,15 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+#: Letters in which the first article begins; nothing but its title stands before its paragraphs.
+BEGINNING = 1 << 16
+
 
 def squad_rows(file: Path) -> list[dict[str, Any]] | None:
     """Rows with ``question``, ``context`` and ``answers``; ``None`` of a file in another form.
 
     Args:
-        file: JSON.
+        file: JSON. Only its beginning is read, if it has another form.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as stream:
+            beginning = stream.read(BEGINNING)
+            if '"paragraphs"' not in beginning:
+                return None
+            found = json.loads(beginning + stream.read())
         return [
             {
                 "question": asked["question"],

@@ -277,10 +277,7 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
                 f"data: expected a class in every row of {name}, got {empty} rows without one in {label!r}; "
                 "take them out"
             )
-    if any(isinstance(value, str) for value in data["train"][label][:100]):
-        # A blank behind a name would make another class of it.
-        data = data.map(lambda row: {label: str(row[label]).strip()}, load_from_cache_file=False)
-    values = {value for rows in data.values() for value in rows[label]}
+    values = {_stripped(value) for rows in data.values() for value in rows[label]}
     if any(isinstance(value, float) and not value.is_integer() for value in values):
         raise ValueError(
             f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
@@ -288,10 +285,10 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
         )
     # Numbers in their order; "10" behind "9".
     names = _classes([str(value) for value in sorted(values, key=lambda x: (isinstance(x, str), x))], label)
-    _check_known(set(names) - {str(value) for value in data["train"][label]}, label)
+    _check_known(set(names) - {str(_stripped(value)) for value in data["train"][label]}, label)
     places = {name: index for index, name in enumerate(names)}
     numbered = data.map(
-        lambda row: {"class of the row": places[str(row[label])]},
+        lambda row: {"class of the row": places[str(_stripped(row[label]))]},
         remove_columns=label,
         load_from_cache_file=False,
     )
@@ -303,6 +300,11 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
 def text_of(value: Any) -> str:
     """A cell as text; an empty one has none."""
     return "" if value is None else str(value)
+
+
+def _stripped(value: Any) -> Any:
+    """A class as it is told apart: a blank around a name makes no other one."""
+    return value.strip() if isinstance(value, str) else value
 
 
 def _check_known(unknown: set[str], label: str) -> None:

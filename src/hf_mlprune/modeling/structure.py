@@ -12,7 +12,7 @@ from .layout import GROUPS, RESIDUAL, DenseLayer
 
 FORMAT_VERSION = 2
 #: Group -> what tables call it.
-TITLES = {"heads": "heads", "attention_output": "O rows", "fc1": "FC1 rows", "fc2": "FC2 rows"}
+TITLES = dict(zip(GROUPS, ("heads", "O rows", "FC1 rows", "FC2 rows"), strict=True))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from ..modeling.checkpoint import write_text
+from ..modeling.structure import TITLES
 from .folder import PrunedFolder
 from .picture import LEVELS
 from .plot import CURVES, curve
-
-#: Group of units -> what it is called on the page.
-GROUP_NAMES = {"heads": "heads", "attention_output": "O rows", "fc1": "FC1 rows", "fc2": "FC2 rows"}
 
 
 def write_page(found: PrunedFolder, file: Path) -> None:
@@ -57,7 +55,7 @@ def _data(found: PrunedFolder) -> dict[str, Any]:
                 "name": f"{layer.encoder} {layer.index}".strip(),
                 "units": {
                     label: "".join("1" if left else "0" for left in layer.kept[group])
-                    for group, label in GROUP_NAMES.items()
+                    for group, label in TITLES.items()
                     if group in ("heads", "fc1") or not all(layer.kept[group])
                 },
                 "blocks": {

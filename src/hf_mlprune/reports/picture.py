@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..modeling.structure import TITLES
 from .report import LayerReport
 
 WIDTH = 10
 KEPT, GONE = "█", "░"
 #: What a bar is called, and the field that it shows.
-LEVELS = {
-    "heads": "heads",
-    "O rows": "attention_output",
-    "FC1 rows": "fc1",
-    "FC2 rows": "fc2",
-    "blocks": "blocks",
-    "weights": "weights",
-}
+LEVELS = {**{title: group for group, title in TITLES.items()}, "blocks": "blocks", "weights": "weights"}
 
 
 def bar(kept: int, total: int, width: int = WIDTH) -> str:
