@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
 Folder = Annotated[str, typer.Argument(help="folder of a pruned model")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead")]
+Column = Annotated[list[str] | None, typer.Option(help="ROLE=COLUMN, as in text=review; may be repeated")]
 Trace = Annotated[bool, typer.Option("--traceback", help="print where an error comes from", hidden=True)]
 
 #: Exit codes: of an error that is said in words, and of Ctrl-C.
@@ -91,6 +92,11 @@ def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
     return found
 
 
+def columns_of(given: list[str] | None) -> dict[str, str]:
+    """``["text=review"]`` as role -> column."""
+    return {role: str(name) for role, name in pairs(given, "--column").items()}
+
+
 @app.command()
 def prune(
     model: Annotated[str, typer.Argument(help="folder or hub name of the model, fine-tuned or not")],
@@ -105,9 +111,7 @@ def prune(
         ),
     ] = "text-classification",
     test: Annotated[str | None, typer.Option(help="file with the rows to test on")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="ROLE=COLUMN, as in text=review; may be repeated")
-    ] = None,
+    column: Column = None,
     density: Annotated[float | None, typer.Option(help="share of encoder weights to keep (0.25)")] = None,
     speedup: Annotated[float | None, typer.Option(help="or: times as fast on this machine")] = None,
     latency: Annotated[str | None, typer.Option(help="or: time of a forward pass, as '12 ms'")] = None,
@@ -150,10 +154,10 @@ def prune(
         settings |= {"preset": preset, **more}
         if set(TARGETED).isdisjoint(settings):
             settings["density"] = 0.25
-        columns = {role: str(name) for role, name in pairs(column, "--column").items()}
         job = Job(
-            model=model, data=data, out=out_folder, task=task, settings=settings, test=test, columns=columns,
-            fine_tune=fine_tune, epochs=epochs, fine_tune_epochs=fine_tune_epochs, batch_size=batch_size,
+            model=model, data=data, out=out_folder, task=task, settings=settings, test=test,
+            columns=columns_of(column), fine_tune=fine_tune, epochs=epochs, fine_tune_epochs=fine_tune_epochs,
+            batch_size=batch_size,
             steps=steps, fine_tune_steps=fine_tune_steps,
             learning_rate=learning_rate, fine_tune_learning_rate=fine_tune_learning_rate,
             max_length=max_length, seed=seed,
@@ -268,8 +272,15 @@ def export(
     to: Annotated[
         str, typer.Option(help="onnx, onnx-blocks, openvino, torch, aotinductor, stock, dense")
     ] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8")] = False,
-    threads: Annotated[int | None, typer.Option()] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="smaller and faster; may cost accuracy")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="file with labelled rows: int8 is held to the metric on them")
+    ] = None,
+    column: Column = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="most points that int8 may lose on the data (0.5)")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="of the engine")] = None,
     as_json: AsJson = False,
     traceback: Trace = False,
 ) -> None:
@@ -277,7 +288,18 @@ def export(
     with errors_in_words(traceback=traceback):
         from .exporting.export import export as write
 
-        found = write(folder, target, to, int8=int8, threads=threads)
+        labelled: dict[str, Any] = {}
+        if data is None and column:
+            raise ValueError("column: expected --data, whose columns it names, got none")
+        if data is not None:
+            if not int8:
+                raise ValueError("data: expected --int8, which is held to the metric on them, got none")
+            from .jobs.judging import read_labelled
+
+            labelled = read_labelled(folder, data, columns_of(column)).arguments
+        # Standard output is for the report; NNCF draws its bars there.
+        with redirect_stdout(sys.stderr):
+            found = write(folder, target, to, int8=int8, max_drop=max_drop, threads=threads, **labelled)
         if as_json:
             show(found.to_dict(), as_json=True)
         else:

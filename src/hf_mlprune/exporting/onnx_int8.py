@@ -75,7 +75,8 @@ def openvino_static(calibration: Sequence[Inputs]) -> Quantize:
 
         _copy_others(floats, folder)
         scope = nncf.IgnoredScope(names=list(float_nodes)) if float_nodes else None
-        quantizer = NNCFOpenVINOQuantizer(NNCFQuantizationConfig(ignored_scope=scope), list(calibration))
+        config = NNCFQuantizationConfig(ignored_scope=scope, subset_size=len(calibration))
+        quantizer = NNCFOpenVINOQuantizer(config, list(calibration))
         model = engine.Core().read_model(floats / openvino.MODEL)
         quantized = quantizer.quantize(model, dict(calibration[0]), ExportFormat.OPENVINO)
         engine.save_model(quantized, folder / openvino.MODEL, compress_to_fp16=False)

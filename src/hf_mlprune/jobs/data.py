@@ -68,7 +68,7 @@ def divide(splits: dict[str, Dataset], *, seed: int, label: str | None = None) -
         ValueError: there are no rows, or not the same columns.
     """
     train = splits["train"]
-    named = next((name for name in TEST_SPLITS if name in splits and _has_labels(splits[name], label)), None)
+    named = _test_split(splits, label)
     if GIVEN in splits:
         held_out = splits[GIVEN]
     elif named is not None:
@@ -82,6 +82,19 @@ def divide(splits: dict[str, Dataset], *, seed: int, label: str | None = None) -
     if missing and (label is None or label in missing):
         raise ValueError(f"test: expected the columns of the data, got none named {missing}")
     return DatasetDict({"train": train, "test": held_out})
+
+
+def rows_to_judge(splits: dict[str, Dataset], label: str | None) -> Dataset:
+    """Rows to measure on where nothing is trained: the test, or all rows if there is one split only."""
+    named = _test_split(splits, label)
+    rows = splits["train" if named is None else named]
+    if not len(rows):
+        raise ValueError("data: expected rows, got none")
+    return rows
+
+
+def _test_split(splits: dict[str, Dataset], label: str | None) -> str | None:
+    return next((name for name in TEST_SPLITS if name in splits and _has_labels(splits[name], label)), None)
 
 
 def _read(source: str, argument: str) -> dict[str, Dataset]:

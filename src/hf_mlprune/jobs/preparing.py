@@ -100,20 +100,7 @@ def prepare(job: Job) -> Prepared:
     task = TASKS[job.task](splits["train"], job.columns)
     data = task.prepare(divide(splits, seed=job.seed, label=task.label_column))
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    # Each split by itself: they may be of different formats.
-    length = longest_row(job, task, tokenizer)
-    tokens = DatasetDict(
-        {
-            name: part.map(
-                partial(task.tokenize, tokenizer=tokenizer, max_length=length),
-                batched=True,
-                remove_columns=part.column_names,
-                load_from_cache_file=False,
-            )
-            for name, part in data.items()
-        }
-    )
-    tokens = task.keep(data, tokens)
+    tokens = task.keep(data, tokenized(task, data, tokenizer, longest_row(job, task, tokenizer)))
     fine_tune, why = _must_fine_tune(job, task, config)
     size = len(tokens["train"])
     per_epoch = math.ceil(size / job.batch_size)
@@ -126,6 +113,22 @@ def prepare(job: Job) -> Prepared:
     if not fine_tune:
         steps = (0, steps[1])
     return Prepared(job, task, data, tokens, tokenizer, fine_tune, why, steps, rates)
+
+
+def tokenized(task: Task, data: DatasetDict, tokenizer: Any, length: int) -> DatasetDict:
+    """Rows as a model reads them."""
+    # Each split by itself: they may be of different formats.
+    return DatasetDict(
+        {
+            name: part.map(
+                partial(task.tokenize, tokenizer=tokenizer, max_length=length),
+                batched=True,
+                remove_columns=part.column_names,
+                load_from_cache_file=False,
+            )
+            for name, part in data.items()
+        }
+    )
 
 
 def longest_row(job: Job, task: Task, tokenizer: Any) -> int:

@@ -1,0 +1,122 @@
+"""Labelled rows of a file, as an export of a fine-tuned model is judged by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, AutoTokenizer
+
+from ..exporting.metric import ComputeMetrics
+from .data import read_splits, rows_to_judge
+from .preparing import TASKS, tokenized
+from .tasks import Regression, Task, TextClassification
+
+ROWS_OF_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What :func:`~hf_mlprune.export` takes to measure the quality; its fields are that function's arguments.
+
+    Attributes:
+        data: batches with labels.
+        compute_metrics: as for the Trainer.
+        metric: which of its figures counts.
+    """
+
+    data: list[Mapping[str, Any]]
+    compute_metrics: ComputeMetrics
+    metric: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As keywords of the function."""
+        return {"data": self.data, "compute_metrics": self.compute_metrics, "metric": self.metric}
+
+
+def read_labelled(
+    model: str, data: str, columns: Mapping[str, str] | None = None, max_length: int | None = None
+) -> Labelled:
+    """Read the rows that a fine-tuned model is judged by.
+
+    Args:
+        model: its folder or hub name. Its architecture says which task it is for.
+        data: as for :func:`~hf_mlprune.jobs.prune`. Of several splits the test is taken.
+        columns: role -> column, where the columns have other names.
+        max_length: most tokens of a row; by default that of the task.
+
+    Raises:
+        ValueError: a model without a head for a task, or data that do not fit.
+        OSError: model or data cannot be read.
+    """
+    config = AutoConfig.from_pretrained(model)
+    kind = _task_of(config)
+    splits = read_splits(data, None)
+    task = kind(next(iter(splits.values())), columns or {})
+    rows = rows_to_judge(splits, task.label_column)
+    # Where there is nothing to train on, tasks read the one split as both.
+    both = task.prepare(DatasetDict({"train": rows, "test": rows}))
+    test = DatasetDict({"test": both["test"]})
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    length = int(min(max_length or task.max_length, tokenizer.model_max_length))
+    tokens = task.keep(test, tokenized(task, test, tokenizer, length))["test"]
+    if task.labels is not None:
+        tokens = _as_of_model(tokens, task.labels, config)
+        # Figures depend on how many classes there are.
+        task.labels = _classes_of(config)
+    collate = task.collator(tokenizer)
+    batches = [
+        collate([tokens[place] for place in range(first, min(first + ROWS_OF_BATCH, len(tokens)))])
+        for first in range(0, len(tokens), ROWS_OF_BATCH)
+    ]
+    return Labelled(batches, task.compute_metrics, task.metrics[0])
+
+
+def _task_of(config: Any) -> type[Task]:
+    """The task that a model has a head for."""
+    architecture = (config.architectures or ["none"])[0]
+    judged = {name: kind for name, kind in TASKS.items() if not kind.teaches_itself}
+    for kind in judged.values():
+        if architecture.endswith(kind.auto.__name__.removeprefix("AutoModel")):
+            # Classes and numbers for texts have the same head.
+            return Regression if kind is TextClassification and _is_number(config) else kind
+    heads = ", ".join(judged)
+    raise ValueError(
+        f"data: expected a model that was fine-tuned for one of {heads}, got a {architecture}, "
+        "whose quality cannot be told from a table; leave the data out"
+    )
+
+
+def _is_number(config: Any) -> bool:
+    """Whether a model of texts puts out a number in place of classes."""
+    return bool(config.problem_type == "regression" or config.num_labels == 1)
+
+
+def _classes_of(config: Any) -> list[str]:
+    return [str(config.id2label[place]) for place in range(config.num_labels)]
+
+
+def _as_of_model(tokens: Dataset, names: list[str], config: Any) -> Dataset:
+    """Rows whose labels are counted as the model counts its classes: a table may lack some of them."""
+    known = _classes_of(config)
+    unnamed = known == [f"LABEL_{place}" for place in range(len(known))]
+    if unnamed and len(names) == len(known):
+        return tokens
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(
+            f"data: expected the classes of the model ({', '.join(known[:8])}), got {unknown[:5]}, too; take "
+            "these rows out, or name another column as in --column label=NAME"
+        )
+    places = [known.index(name) for name in names]
+
+    def renumbered(row: dict[str, Any]) -> dict[str, Any]:
+        labels = row["labels"]
+        if isinstance(labels, list):
+            return {"labels": [place if place < 0 else places[place] for place in labels]}
+        return {"labels": places[labels]}
+
+    return tokens.map(renumbered, load_from_cache_file=False)

@@ -1,0 +1,114 @@
+"""A table of labelled rows judges a model of any task as the job did that pruned it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from hf_mlprune.exporting.engine import reference
+from hf_mlprune.exporting.metric import Judge
+from hf_mlprune.exporting.source import read_source
+from hf_mlprune.jobs import prune
+from hf_mlprune.jobs.judging import Labelled, read_labelled
+from test_command import run
+from test_jobs import COLUMNS, PAIRS, job_of, questions_of, rows_of, write
+
+TAGGED = [
+    {
+        "tokens": row["review"].split(),
+        "tags": [row["topic"] if word.isalpha() else "number" for word in row["review"].split()],
+    }
+    for row in rows_of(40)
+]
+TASKS = {
+    "text-classification": (rows_of(), COLUMNS),
+    "regression": (PAIRS, {"label": "score"}),
+    "token-classification": (TAGGED, {}),
+    "question-answering": (questions_of(40), {}),
+}
+
+
+def score(folder: Path, found: Labelled) -> float:
+    source = read_source(str(folder), None)
+    judge = Judge(found.data, source.names, found.compute_metrics, found.metric)
+    return judge.score(reference(source))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_table_gives_the_figure_that_the_job_reported(task, tiny_bert, tmp_path):
+    rows, columns = TASKS[task]
+    data, test = write(rows, tmp_path / "rows.jsonl"), write(rows[::3], tmp_path / "test.jsonl")
+    job = job_of(tiny_bert, tmp_path, data, test=test, task=task, columns=columns, max_length=64)
+    reported = prune(job).pruned_metrics
+    found = read_labelled(job.out, test, columns, max_length=64)
+    assert score(tmp_path / "out", found) == pytest.approx(reported[found.metric], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bert, tmp_path_factory) -> Path:
+    """A model of three classes."""
+    folder = tmp_path_factory.mktemp("classifier")
+    names = ["weather", "sport", "money"]
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, num_labels=3, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
+    )
+    shutil.copytree(tiny_bert, folder, dirs_exist_ok=True)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_labels_are_counted_as_the_model_counts_its_classes(classifier, tmp_path):
+    # The table lacks a class, and has the others in another order.
+    found = read_labelled(str(classifier), write(rows_of(), tmp_path / "two.csv"), COLUMNS)
+    labels = [int(label) for batch in found.data for label in batch["labels"]]
+    assert labels[:4] == [1, 2, 1, 2]
+    assert len(labels) == 60
+
+
+def test_the_test_of_several_splits_is_taken(classifier, tmp_path):
+    write(rows_of(), tmp_path / "train.csv")
+    write(rows_of(10), tmp_path / "test.csv")
+    found = read_labelled(str(classifier), str(tmp_path), COLUMNS)
+    assert sum(len(batch["labels"]) for batch in found.data) == 10
+
+
+def test_rows_of_another_model_are_refused(classifier, tiny_bert, tmp_path):
+    strange = [{**row, "topic": "art" if i % 2 else "sport"} for i, row in enumerate(rows_of())]
+    with pytest.raises(ValueError, match=r"data: expected the classes of the model \(weather, .* \['art'\]"):
+        read_labelled(str(classifier), write(strange, tmp_path / "art.csv"), COLUMNS)
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="data: expected a model that was fine-tuned for one of text-class"):
+        read_labelled(str(tmp_path / "encoder"), str(tmp_path / "art.csv"), COLUMNS)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_the_command_holds_int8_to_the_metric(engine, classifier, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    words = ("--to", engine, "--int8", "--threads", 1, "--column", "text=review", "--column", "label=topic")
+    found = json.loads(
+        run("export", classifier, "--out", tmp_path / "x", *words, "--data", data, "--max-drop", 2, "--json")
+    )
+    before, after = found["int8"]["metric"]
+    assert before - after <= 2
+    assert 0 < before <= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--column", "text=review", "--int8"), "error: column: expected --data, whose columns it names"),
+        (("--data", "{data}"), "error: data: expected --int8, which is held to the metric"),
+        (("--data", "none.csv", "--int8"), "error: data: expected a file or folder, got none.csv"),
+        (("--int8", "--max-drop", "1"), "error: max_drop: expected data with labels"),
+    ],
+)
+def test_words_that_do_not_fit_are_refused(words, message, classifier, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    given = [word.format(data=data) for word in words]
+    said = run("export", classifier, "--out", tmp_path / "x", *given, code=1)
+    assert message in " ".join(said.split())
+    assert not (tmp_path / "x").exists()
