@@ -48,13 +48,17 @@ sanitize: $(READY)
 	  $(PYTHON) -m pytest tests/test_kernels.py tests/test_onnxruntime_operator.py; status=$$?; \
 	  $(PYTHON) setup.py -q build_ext --inplace --force; exit $$status
 
-# What goes to the package index: a source archive, and a wheel with the oldest platform tag that fits. Built where the
-# tests ran; torch's libraries are the user's own.
+# What goes to the package index: a source archive, and a wheel with the oldest platform tag that fits. Built of what is
+# committed, where the tests ran; torch's libraries are the user's own. Links of the README lead to the repository there.
+REPOSITORY ?= $(shell git config --get remote.origin.url)
 dist: $(READY)
 	$(PYTHON) -m pip install -q -c constraints.txt --group release
-	rm -rf dist build/wheel
-	$(PYTHON) -m build --no-isolation --sdist --outdir dist
-	$(PYTHON) -m build --no-isolation --wheel --outdir build/wheel
+	rm -rf dist build/wheel build/release
+	mkdir -p build/release
+	git archive HEAD | tar -x -C build/release
+	$(PYTHON) docs/release.py build/release "$(REPOSITORY)"
+	$(PYTHON) -m build --no-isolation --sdist --outdir dist build/release
+	$(PYTHON) -m build --no-isolation --wheel --outdir build/wheel build/release
 	PATH="$(dir $(abspath $(PYTHON))):$$PATH" $(PYTHON) -m auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so \
 	  --wheel-dir dist build/wheel/*.whl
 	$(PYTHON) -m twine check --strict dist/*

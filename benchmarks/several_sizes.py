@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accuracy import PRUNING_RATE, Bench
+from accuracy import PRUNING_RATE, Bench, finished
 from accuracy_tasks import PLANS
 from common import RESULTS, command, machine
 from hf_mlprune import PruningCallback, PruningConfig
@@ -27,7 +27,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="NAME=FOLDER, or NAME=HUB NAME")
     parser.add_argument("--tasks", nargs="+", default=["banking77", "CoLA"], choices=list(PLANS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.35, 0.2])
-    parser.add_argument("--more-steps", type=float, default=1.3, help="so many times the steps of one run")
+    parser.add_argument("--steps", type=int, help="of a run, if not the plan's; fewer serve for the cost")
+    parser.add_argument("--more-steps", type=float, default=1.2, help="so many times the steps of one run")
+    parser.add_argument(
+        "--cost", action="store_true", help="measure the processor time in place of the metric"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-back", action="store_true", help="measure on a slice of the training rows")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
@@ -54,21 +58,28 @@ def metric(bench: Bench, model: Any) -> float:
     return float(bench.trainer(model, 0, 1, 0.0, None).evaluate()[f"eval_{bench.task.metric}"])
 
 
-def compare(bench: Bench) -> dict[str, Any]:
-    """One task: metrics by density, of a run for each and of one run for all."""
-    args, steps = bench.args, bench.plan.steps
-    found: dict[str, Any] = {"a run for each": {}, "one run": {}}
-    seconds = {}
-    for density in args.targets:
-        trainer, seconds[density] = train(bench, steps, density=density)
-        found["a run for each"][density] = metric(bench, trainer.model)
-    trainer, spent = train(bench, round(args.more_steps * steps), targets=args.targets)
-    settings = PruningConfig.create(targets=args.targets)
+def accuracy(bench: Bench, steps: int, known: dict[str, float] | None) -> dict[str, Any]:
+    """One task: metrics by density, of a run for each (if not known) and of one run for all."""
+    args = bench.args
+    own: dict[str, float] = known or {}
+    for density in [] if known else args.targets:
+        trainer, _ = train(bench, steps, density=density)
+        own[str(density)] = metric(bench, trainer.model)
+    trainer, _ = train(bench, round(args.more_steps * steps), targets=args.targets)
+    settings, one = PruningConfig.create(targets=args.targets), {}
     for index, density in enumerate(args.targets[:-1]):
         folder = target_folder(Path(trainer.args.output_dir), settings.with_target(index))
-        found["one run"][density] = metric(bench, bench.model(folder))
-    found["one run"][args.targets[-1]] = metric(bench, trainer.model)
-    return {**found, "cost_over_smallest": round(spent / seconds[args.targets[-1]], 3)}
+        one[str(density)] = metric(bench, bench.model(folder))
+    one[str(args.targets[-1])] = metric(bench, trainer.model)
+    return {"a run for each": own, "one run": one}
+
+
+def cost(bench: Bench, steps: int) -> dict[str, Any]:
+    """Processor time of one run for all, over that of a run for the smallest alone; on a quiet machine."""
+    args = bench.args
+    _, alone = train(bench, steps, density=args.targets[-1])
+    _, together = train(bench, round(args.more_steps * steps), targets=args.targets)
+    return {"cost_over_smallest": round(together / alone, 3)}
 
 
 def main() -> None:
@@ -77,18 +88,26 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     for task in args.tasks:
         bench = Bench(args, task)
-        line = {
+        steps = args.steps or bench.plan.steps
+        run = {
             "model": args.model.partition("=")[0],
             "task": task,
             "seed": args.seed,
-            "steps": [bench.plan.steps, round(args.more_steps * bench.plan.steps)],
+            "steps": steps,
             "metric_name": bench.task.metric,
             "bf16": args.bf16,
             "held_back": args.held_back,
-            **compare(bench),
-            "machine": machine(),
-            "command": command(),
         }
+        if args.cost:
+            found = cost(bench, steps)
+        else:
+            # These do not depend on how many steps the one run has.
+            lines = [line for line in finished(args.result) if run.items() <= line.items()]
+            known = next((line["a run for each"] for line in lines if "a run for each" in line), None)
+            found = accuracy(bench, steps, known)
+        line = {
+            **run, "more_steps": args.more_steps, **found, "machine": machine(), "command": command()
+        }  # fmt: skip
         with args.result.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)

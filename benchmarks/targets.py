@@ -21,7 +21,7 @@ from common import write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.encoders import inspect_encoder, random_batch, stock_encoder
 from hf_mlprune.exporting.table import NAMES, in_engine, measure_table
-from hf_mlprune.run import predicted_speedup
+from hf_mlprune.goals import predicted_speedup
 from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave
 

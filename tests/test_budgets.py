@@ -17,7 +17,7 @@ from hf_mlprune import PruningCallback, PruningConfig, attach, report, shrink, s
 from hf_mlprune.budgets.bytes import parse_size
 from hf_mlprune.budgets.time import PARTS, increasing, parse_time
 from hf_mlprune.costs import points
-from hf_mlprune.run import is_within_target, predicted_speedup
+from hf_mlprune.goals import is_within_target, predicted_speedup
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state
 from hf_mlprune.trainer.data import typical_length

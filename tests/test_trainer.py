@@ -98,7 +98,7 @@ def test_report_and_table_at_the_end(tmp_path, capsys):
     trainer = make_trainer(tmp_path, make_model(), PruningCallback(**settings()))
     trainer.train()
     printed = capsys.readouterr().err
-    assert "kept of the encoder" in printed
+    assert "of the encoder's weights are left" in printed
     assert "landed at density" in printed
     data = json.loads((tmp_path / "pruning_report.json").read_text())
     assert data["density"] == pytest.approx(report(trainer.model).density)

@@ -18,7 +18,7 @@ from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect,
 from hf_mlprune.config import LEVELS
 from hf_mlprune.shrinking import ShrinkError, rehearse, shrunk_copy
 from hf_mlprune.state import is_attached
-from hf_mlprune.trainer.session import PRUNED, UNSHRUNK
+from hf_mlprune.trainer.ending import PRUNED, UNSHRUNK
 from support.models import assert_same_outputs, loss_of, make_batch, make_dataset, make_model, prune
 from support.training import make_trainer, training_arguments
 

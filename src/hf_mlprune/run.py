@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .goals import check_reachable, origin_of, stage_of, target_of
 from .methods import Method
 from .methods.base import Pressure, Progress
 from .narrowing import compute_all, compute_kept
 from .processes import average_over_processes
 from .schedule import Phase, Schedule
 from .stage import Stage
-from .stages import BlockStage, StructuredStage
+from .stages import StructuredStage
 from .state import PruningState
 
 logger = logging.getLogger(__name__)
@@ -194,46 +195,14 @@ def _go_on(state: PruningState, run: Run) -> None:
     run.method.take_up(StructuredStage(state))
 
 
-def _target(state: PruningState, phase: Phase, index: int = -1) -> float:
-    """Share of the dense cost, of weights the density, at the end of the stage that learns in a phase.
-
-    Args:
-        state: of an encoder.
-        phase: of the run.
-        index: of the target, where there are several.
-    """
-    config = state.config.with_target(index)
-    if config.density is None:
-        return state.budget(config).share()
-    if not config.structured or phase > Phase.STRUCTURED:
-        return config.density
-    if config.structured_density is not None or not config.blocks:
-        return config.first_target()
-    # Heads alone, say, cannot reach half of the weights: blocks then do the more.
-    return max(config.first_target(), StructuredStage(state).least_share())
-
-
-def _stage(state: PruningState, phase: Phase) -> Stage | None:
-    if phase is Phase.FINAL:
-        return None
-    if phase <= Phase.STRUCTURED and state.config.structured:
-        return StructuredStage(state)
-    if not state.config.blocks:
-        return None
-    pairs = [(linear.masks.blocks, linear) for linear in state.linears if linear.masks.blocks is not None]
-    for _, linear in pairs:
-        linear.masks = dataclasses.replace(linear.masks, layout=linear.block_layout())
-    return BlockStage(state, pairs)
-
-
 def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     compute_all(state)
     if phase > Phase.STRUCTURED:
         compute_kept(state)
     run.phase = phase
-    run.target = _target(state, phase, run.index)
-    run.origin = _origin(state, phase, run.index)
-    run.stage = _stage(state, phase)
+    run.target = target_of(state, phase, run.index)
+    run.origin = origin_of(state, phase, run.index)
+    run.stage = stage_of(state, phase)
     learning = set(map(id, run.stage.gates)) if run.stage else set()
     for gate in state.all_gates():
         gate.learn(id(gate) in learning)
@@ -249,66 +218,15 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     run.density = state.density()
 
 
-def _origin(state: PruningState, phase: Phase, index: int) -> float:
-    """Where the path to a target begins: at the one that masks landed on before, or at the whole."""
-    if phase is Phase.BLOCKS and state.config.structured:
-        return _target(state, Phase.STRUCTURED, index)
-    return _target(state, phase, index - 1) if index else 1.0
-
-
 def _land(state: PruningState, run: Run, phase: Phase) -> None:
     """Fix the masks of one stage at the largest density not above its target."""
     wanted = state.config.structured if phase is Phase.STRUCTURED else state.config.blocks
     if wanted:
-        stage = _stage(state, phase)
+        stage = stage_of(state, phase)
         assert stage is not None
-        target = _target(state, phase, run.index)
+        target = target_of(state, phase, run.index)
         _set_masks(stage, stage.fit(run.method.priorities(stage), target, final=True))
     state.landed.fill_(1 if phase is Phase.STRUCTURED else 2)
-
-
-def is_within_target(state: PruningState) -> bool:
-    """Whether the masks as they are meet the target of the run, of several the last."""
-    density = state.config.density
-    if density is not None:
-        return state.density() <= density + 1e-9
-    stage = StructuredStage(state)
-    return stage.cost_of([int(gate.keep.sum()) for gate in stage.gates]) <= stage.limit(stage.budget.share())
-
-
-def predicted_speedup(state: PruningState) -> float | None:
-    """How many times as fast the masked encoder will be, by the table of times; ``None`` without one."""
-    if "rest_time" not in state.tables():
-        return None
-    stage = StructuredStage(state)
-    budget = stage.budget
-    return (budget.rest + budget.total) / (budget.rest + stage.kept_share() * budget.total)
-
-
-def check_reachable(state: PruningState) -> None:
-    """Refuse before the first step a density above the model's own, or below what is always kept.
-
-    A model that was pruned to this density is a little below it, by less than a unit: it is only trained.
-
-    Raises:
-        ValueError: says what the most or the least is.
-    """
-    stage, density = _stage(state, Phase.WARMUP), state.density()
-    first = state.config.with_target(0)
-    name, value = first.target
-    assert stage is not None
-    unit = max((float(costs.max()) for costs in stage.costs if len(costs)), default=0.0) / stage.total
-    own = stage.kept_share() if isinstance(stage, StructuredStage) else density
-    wanted = first.density if first.density is not None else state.budget(first).share()
-    if wanted > own + unit + 1e-9:
-        if name == "density":
-            raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {wanted}")
-        assert isinstance(stage, StructuredStage)
-        cost = stage.budget.describe(stage.budget.rest + own * stage.budget.total)
-        raise ValueError(f"{name}: expected less than the model's own {cost}, got {value!r}")
-    if isinstance(stage, StructuredStage):
-        zeros = [torch.zeros(active) for active in stage.active]
-        stage.fit(zeros, _target(state, Phase.WARMUP), final=False)
 
 
 def _set_masks(stage: Stage, masks: list[Tensor]) -> None:

@@ -19,7 +19,7 @@ def summary(found: JobReport) -> Group:
         table.add_row(name, f"{value:.1f}", f"{found.pruned_metrics[name]:.1f}", *others)
     report = found.report
     table.add_row("parameters", f"{report.parameters[1]:,}", f"{report.parameters[0]:,}")
-    table.add_row("weights of the encoder", "100 %", f"{report.density:.1%}")
+    table.add_row("weights of the encoder", "100%", f"{report.density:.1%}")
     for row in report.latency[:2]:
         shape = f"ms, {row.batch} x {row.length} tokens"
         table.add_row(

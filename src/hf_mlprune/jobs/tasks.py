@@ -19,6 +19,7 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
+from .classes import check_known, check_number_of, with_classes
 from .data import find_columns
 
 TEXT = (
@@ -35,8 +36,6 @@ TEXT = (
 )
 SECOND = ("text2", "text_pair", "sentence2", "hypothesis", "question2", "passage", "answer", "document")
 LABEL = ("label", "labels", "class", "category", "target", "intent", "sentiment", "score", "rating")
-#: More classes than this are no classes but numbers, or names that never repeat.
-MOST_CLASSES = 1000
 
 
 class Task(ABC):
@@ -203,8 +202,8 @@ class TokenClassification(Task):
             self.labels = list(kind.names)
             return data
         values = sorted({str(tag) for part in data.values() for row in part[label] for tag in row})
-        self.labels = _classes(values, label)
-        _check_known(set(values) - {str(tag) for row in data["train"][label] for tag in row}, label)
+        self.labels = check_number_of(values, label)
+        check_known(set(values) - {str(tag) for row in data["train"][label] for tag in row}, label)
         places = {name: index for index, name in enumerate(values)}
         features = data["train"].features.copy()
         features[label] = ListOf(Value("int64"))
@@ -261,65 +260,6 @@ class Embeddings(Task):
         return DataCollatorWithPadding(tokenizer)
 
 
-def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]:
-    """Data whose label column holds the index of its class, and the classes' names.
-
-    Raises:
-        ValueError: there is one class only, or so many that they are no classes.
-    """
-    kind = data["train"].features[label]
-    if isinstance(kind, ClassLabel):
-        return data, list(kind.names)
-    for name, rows in data.items():
-        empty = sum(value is None or value == "" for value in rows[label])
-        if empty:
-            raise ValueError(
-                f"data: expected a class in every row of {name}, got {empty} rows without one in {label!r}; "
-                "take them out"
-            )
-    values = {_stripped(value) for rows in data.values() for value in rows[label]}
-    if any(isinstance(value, float) and not value.is_integer() for value in values):
-        raise ValueError(
-            f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
-            "regression, or name another column as in --column label=NAME"
-        )
-    # Numbers in their order; "10" behind "9".
-    names = _classes([str(value) for value in sorted(values, key=lambda x: (isinstance(x, str), x))], label)
-    _check_known(set(names) - {str(_stripped(value)) for value in data["train"][label]}, label)
-    places = {name: index for index, name in enumerate(names)}
-    numbered = data.map(
-        lambda row: {"class of the row": places[str(_stripped(row[label]))]},
-        remove_columns=label,
-        load_from_cache_file=False,
-    )
-    return numbered.rename_column("class of the row", label).cast_column(
-        label, ClassLabel(names=names)
-    ), names
-
-
 def text_of(value: Any) -> str:
     """A cell as text; an empty one has none."""
     return "" if value is None else str(value)
-
-
-def _stripped(value: Any) -> Any:
-    """A class as it is told apart: a blank around a name makes no other one."""
-    return value.strip() if isinstance(value, str) else value
-
-
-def _check_known(unknown: set[str], label: str) -> None:
-    """Refuse classes that no row to train on has."""
-    if unknown:
-        raise ValueError(
-            f"test: expected the classes of the rows to train on in {label!r}, got {sorted(unknown)[:5]}, "
-            "too; no model can learn these: take the rows out, or add such rows to the data"
-        )
-
-
-def _classes(names: list[str], label: str) -> list[str]:
-    if not 2 <= len(names) <= MOST_CLASSES:
-        raise ValueError(
-            f"data: expected 2 to {MOST_CLASSES} classes in the column {label!r}, got {len(names)} different "
-            "values; name another column as in --column label=NAME, or use --task regression"
-        )
-    return names

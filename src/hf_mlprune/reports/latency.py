@@ -42,8 +42,9 @@ class Latency:
 
     def __str__(self) -> str:
         """One line for people."""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return (
-            f"{self.batch} x {self.length} tokens on {self.device}, {self.threads} threads: "
+            f"{self.batch} x {self.length} tokens on {self.device}, {threads}: "
             f"{self.dense_seconds * 1e3:.1f} ms dense, {self.pruned_seconds * 1e3:.1f} ms pruned "
             f"({self.speedup:.2f}x)"
         )

@@ -16,8 +16,6 @@ from ..modeling.structure import TITLES
 from .latency import Latency
 
 REPORT_VERSION = 1
-#: Of the table of layers, wherever it is shown.
-COLUMNS = ("layer", *TITLES.values(), "blocks", "weights")
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,11 @@ class Report:
 
     def _repr_html_(self) -> str:
         """The table of layers, as notebooks show it."""
-        titles = "".join(f"<th>{title}</th>" for title in COLUMNS)
-        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in self._rows())
+        titles, *rows = self._rows()
+        head = "".join(f"<th>{title}</th>" for title in titles)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
         lines = "".join(f"<p>{line}</p>" for line in self.latency_lines())
-        caption = f"{self.density:.1%} of the encoder's weights are left"
-        return f"<table><caption>{caption}</caption><tr>{titles}</tr>{rows}</table>{lines}"
+        return f"<table><caption>{self._title}</caption><tr>{head}</tr>{body}</table>{lines}"
 
     @property
     def density_of_pruned_layers(self) -> float:
@@ -133,10 +131,11 @@ class Report:
 
     def table(self) -> Table:
         """Kept of all, per layer and level, for a terminal."""
-        table = Table(title=f"kept of the encoder: {self.density:.1%} of the weights")
-        for name in COLUMNS:
-            table.add_column(name, justify="right")
-        for row in self._rows():
+        titles, *rows = self._rows()
+        table = Table(title=self._title)
+        for title in titles:
+            table.add_column(title, justify="right")
+        for row in rows:
             table.add_row(*row)
         return table
 
@@ -145,12 +144,21 @@ class Report:
         several = len({row.encoder for row in self.latency}) > 1
         return [f"{row.encoder}: {row}" if several else str(row) for row in self.latency]
 
+    @property
+    def _title(self) -> str:
+        return f"{self.density:.1%} of the encoder's weights are left"
+
     def _rows(self) -> list[list[str]]:
-        """The per-layer table: name, kept of all per level, share of the weights."""
+        """The per-layer table: titles, then name, kept of all per level, share of the weights.
+
+        Blocks have a column if there are any.
+        """
         several = len({layer.encoder for layer in self.layers}) > 1
-        rows = []
+        blocks = any(layer.blocks[1] for layer in self.layers)
+        rows = [["layer", *TITLES.values(), *(["blocks"] if blocks else []), "weights"]]
         for layer in self.layers:
-            kept = (layer.heads, layer.attention_output, layer.fc1, layer.fc2, layer.blocks)
+            kept = [layer.heads, layer.attention_output, layer.fc1, layer.fc2]
+            kept += [layer.blocks] if blocks else []
             name = f"{layer.encoder} {layer.index}" if several else str(layer.index)
             share = layer.weights[0] / layer.weights[1]
             rows.append([name, *(f"{a}/{b}" for a, b in kept), f"{share:.1%}"])
@@ -158,9 +166,8 @@ class Report:
 
     def markdown(self) -> str:
         """The per-layer table as Markdown."""
-        rows = [f"| {' | '.join(COLUMNS)} |", f"|{'---:|' * len(COLUMNS)}"]
-        rows += [f"| {' | '.join(row)} |" for row in self._rows()]
-        return "\n".join(rows)
+        titles, *rows = [f"| {' | '.join(row)} |" for row in self._rows()]
+        return "\n".join([titles, f"|{'---:|' * (titles.count('|') - 1)}", *rows])
 
 
 def print_end(found: Report, settings: PruningConfig, saved: Path | None = None) -> None:

@@ -9,37 +9,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..budgets import TARGETED
 from ..config import PruningConfig
-from ..files import write_json
 from ..loop import advance, collect, densities_of_layers, figures, finished_target, is_running, start
-from ..modeling.pretrained import REPORT_FILE
-from ..reports.report import Report, print_end
-from ..run import current_run, is_within_target, predicted_speedup
-from ..shrinking import ShrinkError, shrink
+from ..reports.report import Report
+from ..run import current_run
 from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
 from .data import has_no_labels, typical_length
-from .resuming import (
-    check_complete,
-    check_resumed,
-    warn_of_incomplete,
-)
-from .session import (
-    Session,
-    measured_report,
-    open_session,
-    rescue,
-    use_evaluation_weights,
-)
+from .ending import end_run, rescue, use_evaluation_weights
+from .resuming import check_complete, check_resumed, warn_of_incomplete
+from .session import Session, open_session
 from .targets import check_targets, write_target
 
 
@@ -319,43 +302,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         optimizer: torch.optim.Optimizer,
         **kwargs: Any,
     ) -> None:
-        """Shrink the model in place, prove it equal, report.
-
-        Raises:
-            RuntimeError: training ended before all masks were final.
-            ShrinkError: the export failed; the masked model is saved in ``output_dir``.
-            Exception: what failed after that; the pruned model is saved there.
-        """
-        states = pruning_states(model)
-        settings = states[0].config
+        """Shrink the model in place, prove it equal, report; see :func:`~.ending.end_run` for errors."""
         session = self._at_work()
         session.close()
         use_evaluation_weights(optimizer)
-        for gate in (gate for pruning in states for gate in pruning.all_gates()):
-            gate.refresh()
-        if not all(pruning.is_final and is_within_target(pruning) for pruning in states):
-            density = max(pruning.density() for pruning in states)
-            advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
-            raise RuntimeError(
-                f"training ended at step {state.global_step} of {state.max_steps}, before pruning did: "
-                f"density {density:.4f}, target {settings.goal}; resume from a checkpoint of this run, or "
-                f"start a new run with a smaller max_steps; {advice}"
-            )
-        predicted, length = predicted_speedup(states[0]), states[0].length
-        try:
-            done = shrink(model, list(session.calls.values()))
-            found = measured_report(model, session, done, settings, length, predicted)
-            self.report = found
-            session.publisher.finish(model, found, args, state)
-            if state.is_world_process_zero:
-                write_json(Path(args.output_dir) / REPORT_FILE, found.to_dict())
-                print_end(found, settings)
-        except BaseException as error:
-            advice = rescue(model, Path(args.output_dir)) if state.is_world_process_zero else ""
-            if isinstance(error, Exception) and is_attached(model):
-                raise ShrinkError(f"the export failed: {error}; {advice}") from error
-            error.add_note(advice)
-            raise
+        self.report = end_run(session, args, state)
 
     def on_push_begin(
         self,

@@ -5,49 +5,38 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ..attaching import attach
-from ..budgets import BUDGETS
-from ..budgets.time import TimeBudget
 from ..calls import Call
 from ..config import PruningConfig
 from ..distillation.hooks import Distiller
 from ..distillation.teacher import Teacher, fingerprint, load_teacher
 from ..editing import edited
-from ..encoders import inspect_encoders
 from ..families import head_of
 from ..files import write_folder
+from ..goals import check_reachable
 from ..loop import cooldown
 from ..reports.card import CardFacts
 from ..reports.counting import report
-from ..reports.latency import Latency, measure_latency
-from ..reports.report import Report
-from ..run import check_reachable
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states
-from ..timing import using_threads
+from .measuring import measure
 from .publishing import Publisher, note
 from .resuming import STEP1_TEACHER, find_step1_teacher
 
-#: Sequences and most tokens of each that every run is measured at.
-USUAL_SHAPES = ((1, 128), (32, 128))
-
 logger = logging.getLogger(__name__)
 
-#: Folders of models that were rescued. The underscore keeps them out of hub uploads.
-UNSHRUNK, PRUNED = "_unshrunk_model", "_pruned_model"
 #: Whether Trainer's smoothed loss is one over all items of a step; in transformers 5.0 it is a mean per
 #: micro-batch, which nobody divides by their number.
 SMOOTHED_OVER_ITEMS = "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters
@@ -63,6 +52,7 @@ class Session:
         teacher_fingerprint: which teacher that is.
         distiller: hooks of the distillation, if there is a teacher.
         calls: the last call of the model, by whether it was training.
+        longest: most tokens of a sequence in any call, if there was one of tokens.
         publisher: what its card says.
     """
 
@@ -71,6 +61,7 @@ class Session:
     teacher_fingerprint: str | None
     distiller: Distiller | None = None
     calls: dict[bool, Call] = field(default_factory=dict)
+    longest: int | None = None
     publisher: Publisher = field(default_factory=Publisher)
     _rehearsed: set[bool] = field(default_factory=set)
     _handle: RemovableHandle | None = None
@@ -165,7 +156,7 @@ class Session:
             if training:
                 measure(
                     self.model,
-                    self,
+                    self.longest,
                     settings,
                     rounds=1,
                     budget_seconds=0.0,
@@ -198,7 +189,11 @@ class Session:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _remember(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.calls[module.training] = Call.remember(args, kwargs)
+        call = self.calls[module.training] = Call.remember(args, kwargs)
+        # Batches of like lengths follow each other, so the last one says little.
+        length = call.length()
+        if length is not None:
+            self.longest = max(length, self.longest or 0)
 
 
 def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | nn.Module | None) -> Session:
@@ -238,110 +233,3 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
                     # Other costs are measured as the run begins.
                     check_reachable(state)
     return Session(model, loaded, None if loaded is None else fingerprint(loaded.model))
-
-
-def measure(
-    model: nn.Module,
-    session: Session,
-    settings: PruningConfig,
-    *,
-    length: int | None = None,
-    shapes: Sequence[tuple[int, int]] | None = None,
-    rounds: int = 30,
-    budget_seconds: float = 5.0,
-) -> list[Latency]:
-    """Latency of batches of sequences, as long as those of the last calls if these were shorter.
-
-    Args:
-        model: a pruned model.
-        session: of its run.
-        settings: of the run.
-        length: tokens of the sequences that the target is counted for, if that is a time.
-        shapes: sequences and most tokens of each; ``None`` for what the run was pruned for, if that is a
-            time, and two usual ones.
-        rounds: see :func:`~hf_mlprune.reports.latency.measure_latency`.
-        budget_seconds: the same, per shape.
-    """
-    lengths = [tokens for call in session.calls.values() if (tokens := call.length()) is not None]
-    longest = max(lengths, default=USUAL_SHAPES[0][1])
-    wanted = [(batch, min(most, longest)) for batch, most in shapes or USUAL_SHAPES]
-    if shapes is None and length is not None and BUDGETS[settings.target[0]] is TimeBudget:
-        wanted = list(dict.fromkeys([(settings.batch, length), *wanted]))
-    with using_threads(settings.threads):
-        measured = [
-            measure_latency(encoder, batch, tokens, rounds=rounds, budget_seconds=budget_seconds)
-            for encoder in inspect_encoders(model, settings.encoder)
-            for batch, tokens in wanted
-        ]
-    return [row for row in measured if row is not None]
-
-
-def measured_report(
-    model: nn.Module,
-    session: Session,
-    done: ShrinkReport,
-    settings: PruningConfig,
-    length: int | None,
-    predicted_speedup: float | None,
-) -> Report:
-    """The report of a model that was shrunk just now, with times.
-
-    Args:
-        model: pruned.
-        session: of its run.
-        done: what the shrink did.
-        settings: of the run, with the target of this model.
-        length: see :func:`measure`.
-        predicted_speedup: by the table of times.
-    """
-    return report(
-        model,
-        shrunk=done,
-        latency=measure(model, session, settings, length=length),
-        settings=settings,
-        length=length,
-        predicted_speedup=predicted_speedup,
-    )
-
-
-def rescue(model: nn.Module, output_dir: Path) -> str:
-    """Save the model of a run that cannot end as it should, and say how to go on from there.
-
-    Args:
-        model: with masks, or shrunk already.
-        output_dir: of the run.
-
-    Returns:
-        A sentence for an error message; if the model could not be saved, why.
-    """
-    masked = is_attached(model)
-    folder = output_dir / (UNSHRUNK if masked else PRUNED)
-    file = folder / "model.safetensors"
-    try:
-        if isinstance(model, PreTrainedModel):
-            write_folder(folder, model.save_pretrained)
-        else:
-            write_folder(folder, lambda partial: save_model(model, str(partial / file.name)))
-    except Exception as error:
-        return f"the model could not be saved in {folder} either: {error}"
-    if not masked:
-        return f"the pruned model is whole, and saved in {folder}"
-    head = head_of(model)
-    if head is not None:
-        how = f"model = {head.auto}.from_pretrained({str(folder)!r}); shrink(model)"
-    else:
-        how = (
-            "make the model anew; attach(model, PruningConfig.create(...)) with the settings of this run; "
-            f"load_model(model, {str(file)!r}) of safetensors.torch; shrink(model)"
-        )
-    return f"the trained model is saved with its masks; to shrink it later: {how}"
-
-
-def use_evaluation_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer that trains other weights than it evaluates (schedule-free) bring in the latter.
-
-    Trainer brings the others back before the next step.
-    """
-    evaluate = getattr(optimizer, "eval", None)
-    if callable(evaluate):
-        evaluate()

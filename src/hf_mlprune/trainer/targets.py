@@ -12,13 +12,14 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..config import PruningConfig
 from ..files import write_folder, write_json
+from ..goals import predicted_speedup
 from ..modeling.pretrained import REPORT_FILE
 from ..proof import fixed_random_state
 from ..reports.report import print_end
-from ..run import predicted_speedup
 from ..shrinking import shrunk_copy
 from ..state import pruning_states
-from .session import Session, measured_report
+from .measuring import measured_report
+from .session import Session
 
 
 def target_folder(output_dir: Path, settings: PruningConfig) -> Path:
@@ -76,8 +77,9 @@ def write_target(
     # Nothing here is to change what the run draws.
     with session.without_hooks(), fixed_random_state(pruning.landed.device):
         predicted = predicted_speedup(pruning)
-        copy, done = shrunk_copy(session.model, list(session.calls.values()))
-        found = measured_report(copy, session, done, settings, pruning.length, predicted)
+        calls = list(session.calls.values())
+        copy, done = shrunk_copy(session.model, calls)
+        found = measured_report(copy, session.longest, done, settings, pruning.length, predicted)
     session.publisher.describe(copy, found, args, state)
     folder = target_folder(Path(args.output_dir), settings)
     if isinstance(copy, PreTrainedModel):
