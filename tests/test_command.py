@@ -76,6 +76,7 @@ def test_prune_writes_a_model_that_the_other_verbs_read(small):
     assert found.report.settings["minimum_units"] == 2
     said = run("report", small)
     assert "FC1 rows" in said
+    assert "blocks" not in said
     assert "on disk" in said
     data = json.loads(run("report", small, "--json"))
     assert Report.from_dict(data) == found.report
@@ -190,6 +191,10 @@ def test_the_page_shows_every_layer_in_a_browser(scheme, small, tmp_path):
         ink = page.evaluate("getComputedStyle(document.body).color")
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(numbers(ink)) > sum(numbers(paper))) == (scheme == "dark")
+        # Blocks have a column only where there are any.
+        titles = page.locator("#layers th").all_inner_texts()
+        assert titles == ["layer", "heads", "O rows", "FC1 rows", "FC2 rows", "weights"]
+        assert page.locator("#hint").inner_text() == "Point at a unit to see its number."
         page.locator("#layers tbody tr").nth(1).click()
         assert page.locator("#title").inner_text() == f"Maps of layer {name_of(found.layers[1])}"
         kept, units = sum(found.layers[1].kept["fc1"]), len(found.layers[1].kept["fc1"])
@@ -224,6 +229,7 @@ def test_a_page_of_blocks_has_their_maps(pruned_folder, tmp_path):
         assert sum(sum(row) for grid in layer.blocks.values() for row in grid) <= counted.blocks[0]
     with page_of(tmp_path / "page.html", "light") as page:
         assert any(text.startswith("blocks of ") for text in page.locator("figcaption").all_inner_texts())
+        assert "blocks" in page.locator("#layers th").all_inner_texts()
     run("plot", pruned_folder, "--out", tmp_path / "plot.png")
 
 

@@ -42,7 +42,11 @@ def page(found: PrunedFolder) -> str:
         report=report,
         lines=found.lines(),
         settings=report.settings,
-        levels=LEVELS,
+        levels={
+            title: field
+            for title, field in LEVELS.items()
+            if field != "blocks" or any(layer.blocks[1] for layer in report.layers)
+        },
         data=json.dumps(_data(found)).replace("<", "\\u003c"),
     )
 
