@@ -138,6 +138,19 @@ def targets_table(file: Path) -> str:
     return markdown(["engine, tokens", "asked for", "predicted", "measured", "error", "weights"], body)
 
 
+def several_sizes_table(lines: Iterable[Line]) -> str:
+    """Tasks x sizes: the metric of a run for each size, and of one run for all of them."""
+    rows = [line for line in lines if "one run" in line]
+    sizes = sorted({size for row in rows for size in row["one run"]}, key=float, reverse=True)
+    body = []
+    for row in rows:
+        own = [f"{row['a run for each'][size]:.1f}" for size in sizes]
+        one = [f"{row['one run'][size]:.1f}" for size in sizes]
+        body.append([row["task"], "a run for each size", *own])
+        body.append([row["task"], f"one run, {row['more_steps']:g}x the steps", *one])
+    return markdown(["task", "", *(f"{100 * float(size):g} %" for size in sizes)], body)
+
+
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table; numbers to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -148,7 +161,10 @@ def blocks() -> dict[str, Callable[[], str]]:
     """Name of a marked part of a page -> what stands in it."""
     return {
         "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
+        "accuracy of MiniLM-L3": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L3"),
+        "several sizes": lambda: several_sizes_table(finished(RESULTS / "several_sizes.jsonl")),
         "targets of MiniLM-L6": lambda: targets_table(RESULTS / "targets_MiniLM-L6.json"),
+        "targets of BERT-base": lambda: targets_table(RESULTS / "targets_BERT-base.json"),
         "ablations": lambda: ablation_table(finished(RESULTS / "ablations.jsonl")),
     }
 

@@ -249,7 +249,7 @@ PLANS = {
     "MRPC": Plan(teacher_steps=350, steps=600, length=128),
     "CoLA": Plan(teacher_steps=1200, steps=1200),
     "SQuAD": Plan(teacher_steps=1000, steps=1200, batch=16, length=256),
-    "GoogleTN": Plan(teacher_steps=1200, steps=1200, length=96),
+    "GoogleTN": Plan(teacher_steps=1200, steps=1200, dense_rate=3e-4, length=96),
 }
 LOADERS: dict[str, Callable[[Path, Any, int, bool], Task]] = {
     "banking77": lambda *given: _sequences(*given, metric="accuracy", test_file="test.tsv"),
