@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, Trainer
 from accuracy_tasks import PLANS, Task, load_task
 from common import RESULTS, command, machine
 from hf_mlprune import PruningCallback, PruningConfig, attach, export, report, shrink
+from hf_mlprune.budgets import TARGETED
 from hf_mlprune.exporting.export import ENGINES
 from hf_mlprune.exporting.source import read_source
 from hf_mlprune.files import write_folder
@@ -82,7 +83,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--densities", nargs="+", type=float, default=[0.2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--more-steps", type=int, default=1, help="so many times the steps of pruning")
-    parser.add_argument("--settings", default="{}", help="JSON: settings of the callback, on top")
+    parser.add_argument(
+        "--settings", default="{}", help="JSON: settings of the callback, on top; a target, too"
+    )
     parser.add_argument("--learning-rate", type=float, default=PRUNING_RATE, help="of pruning")
     parser.add_argument("--dense-learning-rate", type=float, help="of dense models, if not the plan's")
     parser.add_argument("--held-back", action="store_true", help="measure on a slice of the training rows")
@@ -206,7 +209,9 @@ class Bench:
         if method == "small-dense":
             density = make_narrow(model, density)
         settings = {**METHODS[method], **json.loads(run.settings)}
-        callback = PruningCallback(density=density, teacher=teacher, **settings)
+        if set(TARGETED).isdisjoint(settings):
+            settings["density"] = density
+        callback = PruningCallback(teacher=teacher, **settings)
         self.trainer(model, run.seed, run.steps, run.learning_rate, callback).train()
         if keeps:
             write_folder(kept, model.save_pretrained)

@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=["banking77", "CoLA"], choices=list(PLANS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.35, 0.2])
     parser.add_argument("--steps", type=int, help="of a run, if not the plan's; fewer serve for the cost")
-    parser.add_argument("--more-steps", type=float, default=1.2, help="so many times the steps of one run")
+    parser.add_argument("--more-steps", type=float, default=1.15, help="so many times the steps of one run")
     parser.add_argument(
         "--cost", action="store_true", help="measure the processor time in place of the metric"
     )

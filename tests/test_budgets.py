@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from families import each_family
-from hf_mlprune import PruningCallback, PruningConfig, attach, report, shrink, start
+from hf_mlprune import PruningCallback, PruningConfig, attach, costs, report, shrink, start
 from hf_mlprune.budgets.bytes import parse_size
 from hf_mlprune.budgets.time import PARTS, increasing, parse_time
 from hf_mlprune.costs import points
@@ -128,6 +128,18 @@ def test_points_of_a_table(most, count):
     assert found[-1] == most
     assert found == sorted(set(found))
     assert len(found) <= count + 2
+
+
+@pytest.mark.parametrize(("seconds", "layers"), [(1e-4, 3), (0.02, 6), (1.0, 6), (1.2, 1), (60, 6)])
+def test_where_calls_are_long_fewer_widths_are_timed_more_than_once(seconds, layers):
+    most = costs.HEAD_POINTS + costs.FFN_POINTS
+    share = costs.share_of_points(seconds, most, layers)
+    assert 1 / 3 <= share <= 1
+    round_seconds = seconds * (2 * layers + costs.MEAN_TIME * most * share)
+    rounds = costs.BUDGET_SECONDS / round_seconds - 1
+    assert rounds >= costs.LEAST_ROUNDS - 1e-9 or share == 1 / 3
+    # No width is left out for nothing.
+    assert share == 1 or rounds <= costs.LEAST_ROUNDS + 1e-9
 
 
 def test_a_speedup_is_measured_pruned_to_and_reported(tmp_path):

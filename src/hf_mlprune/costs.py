@@ -6,6 +6,7 @@ What is found are int64 buffers of the state, so that checkpoints hold it and a 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ USUAL_LENGTH = 128
 #: Points of a table: shares of an FFN's rows, and at most so many counts of heads.
 FFN_POINTS = 24
 HEAD_POINTS = 12
-ROUNDS = 15
 TABLE_VERSION = 1
-BUDGET_SECONDS = 90.0
+#: Rounds that are counted: at most, and at least where calls are so long that fewer points must do.
+ROUNDS, LEAST_ROUNDS = 15, 3
+BUDGET_SECONDS = 180.0
+#: What a thin encoder takes on average, over the dense one of as many layers.
+MEAN_TIME = 0.75
 
 
 def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int | None = None) -> None:
@@ -95,8 +99,9 @@ def measure_times(
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
-    differ in. Sums of parts are brought to the times of whole encoders: the dense one, and those of a half,
-    a quarter and an eighth of its heads and rows.
+    differ in. Where a call takes long, fewer widths are timed, several times each: of many widths timed once
+    a run would choose those that only seemed fast. Sums of parts are brought to the times of whole encoders:
+    the dense one, and those of a half, a quarter and an eighth of its heads and rows.
 
     Args:
         encoder: gives family, sizes, device and dtype.
@@ -110,22 +115,32 @@ def measure_times(
     """
     dense, count = encoder.dense, len(encoder.layers)
     probed = min(PROBED_LAYERS, count)
-    heads, rows = points(dense.units["heads"], HEAD_POINTS), points(dense.units["fc1"], ffn_points)
-    smaller = [(heads[-(-len(heads) // part)], rows[-(-len(rows) // part)]) for part in (8, 4, 2)]
-    whole = [*smaller, (heads[-1], rows[-1])]
-    shapes = [(*each, count) for each in ((0, 0), *whole)]
-    shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
     # Without the padding of the middle sequence: as most served batches of one length are called.
     inputs = random_batch(encoder.module, encoder, batch, length)
     if make is None:
         inputs.pop("attention_mask", None)
     elif "attention_mask" in inputs:
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+
+    def prepared(heads: int, rows: int, layers: int) -> Callable[[], object]:
+        return (make or _call)(_thin(encoder, heads, rows, layers), inputs)
+
     # Weights are drawn at random: the run's own random numbers go on as if nothing had been.
     with torch.random.fork_rng(devices=[]):
-        variants = [(make or _call)(_thin(encoder, *shape), inputs) for shape in shapes]
+        probe = prepared(dense.units["heads"], dense.units["fc1"], probed)
     with torch.inference_mode():
-        timing = interleave(variants, rounds=ROUNDS, budget_seconds=BUDGET_SECONDS)
+        seconds = interleave([probe], rounds=3, warmup=1, budget_seconds=10).seconds[0]
+    share = share_of_points(seconds, HEAD_POINTS + ffn_points, count / probed)
+    heads = points(dense.units["heads"], math.ceil(share * HEAD_POINTS))
+    rows = points(dense.units["fc1"], math.ceil(share * ffn_points))
+    smaller = [(heads[-(-len(heads) // part)], rows[-(-len(rows) // part)]) for part in (8, 4, 2)]
+    whole = [*smaller, (heads[-1], rows[-1])]
+    shapes = [(*each, count) for each in ((0, 0), *whole)]
+    shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
+    with torch.random.fork_rng(devices=[]):
+        variants = [prepared(*shape) for shape in shapes]
+    with torch.inference_mode():
+        timing = interleave(variants, rounds=ROUNDS, warmup=1, budget_seconds=BUDGET_SECONDS)
     # By ratios: a machine that drifts slows all variants of a round alike.
     bare, *times = (1e9 * timing.seconds[0] / ratio for ratio in timing.ratios)
     widths = {"heads": heads, "fc1": rows}
@@ -145,6 +160,19 @@ def measure_times(
         table[widths[group]] = torch.as_tensor(_calibrated(parts, group, shares, layer)).round().long()
         tables[name] = table
     return tables
+
+
+def share_of_points(seconds: float, most: int, layers: float) -> float:
+    """Share of the points for which there is time; never less than a third.
+
+    Args:
+        seconds: of a call of the dense encoder of a few layers.
+        most: points, if calls are short.
+        layers: of the whole encoder, over those few.
+    """
+    calls = BUDGET_SECONDS / (LEAST_ROUNDS + 1) / seconds
+    # The whole encoders take the time of two dense ones.
+    return min(1.0, max(1 / 3, (calls - 2 * layers) / (MEAN_TIME * most)))
 
 
 def _share(
