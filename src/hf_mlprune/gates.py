@@ -40,6 +40,7 @@ class Gate(nn.Module):
         self.register_buffer("candidates", None)
         self.mask: Tensor | None = None
         self._units: tuple[Tensor, int, Tensor, Tensor] | None = None
+        self._candidates: tuple[Tensor, int, Tensor | None] | None = None
         self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Gate:
@@ -97,6 +98,18 @@ class Gate(nn.Module):
             self._units = (keep, keep._version, kept, removed)
         return self._units[2:]
 
+    @property
+    def competing(self) -> Tensor | None:
+        """Indices of the candidates; ``None`` if all units are. Looked up again as in the other."""
+        candidates = self.candidates
+        if candidates is None:
+            return None
+        found = self._candidates
+        if found is None or found[0] is not candidates or found[1] != candidates._version:
+            places = None if bool(candidates.all()) else candidates.nonzero().flatten()
+            self._candidates = found = (candidates, candidates._version, places)
+        return found[2]
+
 
 def _check_units(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
     """Say what a mask of another size means, before torch lists every tensor of that size."""
@@ -135,6 +148,11 @@ class GateOf:
         if self.gate.open or self.heard:
             return None
         return self._places(self.gate.kept_and_removed[0], range(len(self.masked)))
+
+    def computed(self) -> Tensor | None:
+        """Rows of all parts whose units may stay, increasing; ``None`` for all."""
+        units = None if self.heard else self.gate.competing
+        return None if units is None else self._places(units, range(len(self.masked)))
 
     def zeros(self) -> Tensor | None:
         """Rows that the mask makes 0, increasing; ``None`` if there are none."""

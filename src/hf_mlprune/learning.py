@@ -1,7 +1,8 @@
 """A linear while its masks learn.
 
 Removed units are computed forward, as their masks' gradients say whether they should come back. Nothing else
-of them is: their weights get no gradient, and zeros are not multiplied.
+of them is: their weights get no gradient, and zeros are not multiplied. Units that an earlier target removed
+cannot come back: nothing of them is computed.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ class Places:
         removed: rows whose outputs are 0. They and ``rows`` need not be all: the query and key of a removed
             head are computed, and change nothing.
         columns: those whose inputs are not 0.
+        computed: rows whose outputs are wanted; 0 in all others, which ``removed`` has, too.
     """
 
     rows: Tensor | None
     removed: Tensor | None
     columns: Tensor | None
+    computed: Tensor | None = None
 
 
 class LearningLinear(torch.autograd.Function):
@@ -50,7 +53,9 @@ class LearningLinear(torch.autograd.Function):
         """
         inputs = x.reshape(-1, x.shape[-1])
         kept_inputs = take(inputs, 1, places.columns)
-        y = functional.linear(kept_inputs, take(weight, 1, places.columns), bias)
+        used = take(take(weight, 1, places.columns), 0, places.computed)
+        y = functional.linear(kept_inputs, used, None if bias is None else take(bias, 0, places.computed))
+        y = put(y, torch.Size((len(y), len(weight))), (None, places.computed))
         unmasked = None
         if places.removed is not None:
             unmasked = y.index_select(1, places.removed)

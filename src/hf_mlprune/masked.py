@@ -179,6 +179,7 @@ class MaskedLinear(nn.Linear):
             rows=rows.places() if rows else None,
             removed=rows.zeros() if rows else None,
             columns=columns.places() if columns else None,
+            computed=rows.computed() if rows else None,
         )
         mask = rows.current() if rows else None
         return LearningLinear.apply(x, self.weight, self.bias, mask, places)  # type: ignore[no-any-return, no-untyped-call]
