@@ -9,6 +9,8 @@ from itertools import pairwise
 from typing import Protocol
 
 MINIMUM_STEPS = 20
+#: The first of several targets has so many times the steps of each other: its way is the longest.
+FIRST_TARGET = 2
 
 
 class Phase(IntEnum):
@@ -96,8 +98,9 @@ class PhaseShares(Protocol):
 def make_schedules(config: PhaseShares, max_steps: int) -> tuple[Schedule, ...]:
     """Lay the phases over a run, once for each of its targets.
 
-    Behind the warm-up every target has as many steps: first those that prune, then those with its final
-    masks, in the proportion that a run with one target has.
+    Behind the warm-up the first target has half of the steps if there are three, two thirds of two; the
+    others share the rest equally. Each has first steps that prune, then those with its final masks, in the
+    proportion that a run with one target has.
 
     Raises:
         ValueError: there are less than 20 steps for a target.
@@ -112,9 +115,12 @@ def make_schedules(config: PhaseShares, max_steps: int) -> tuple[Schedule, ...]:
     if count == 1:
         return (make_schedule(config, max_steps),)
     # Every target has a step that prunes, and one with its final masks.
-    warmup = min(round(config.warmup_fraction * max_steps), max_steps - 2 * count)
+    parts = FIRST_TARGET + count - 1
+    warmup = min(round(config.warmup_fraction * max_steps), max_steps - 2 * parts)
     share = (config.structured_fraction + config.block_fraction) / (1 - config.warmup_fraction)
-    edges = [warmup + round(i * (max_steps - warmup) / count) for i in range(count + 1)]
+    edges = [
+        warmup, *(warmup + round(i * (max_steps - warmup) / parts) for i in range(FIRST_TARGET, parts + 1))
+    ]  # fmt: skip
     schedules: list[Schedule] = []
     for first, after in pairwise(edges):
         final = min(first + max(1, round(share * (after - first))), after - 1)
