@@ -53,10 +53,11 @@ sanitize: $(READY)
 REPOSITORY ?= $(shell git config --get remote.origin.url)
 dist: $(READY)
 	$(PYTHON) -m pip install -q -c constraints.txt --group release
-	rm -rf dist build/wheel build/release
+	rm -rf build/wheel build/release
 	mkdir -p build/release
 	git archive HEAD | tar -x -C build/release
 	$(PYTHON) docs/release.py build/release "$(REPOSITORY)"
+	rm -rf dist
 	$(PYTHON) -m build --no-isolation --sdist --outdir dist build/release
 	$(PYTHON) -m build --no-isolation --wheel --outdir build/wheel build/release
 	PATH="$(dir $(abspath $(PYTHON))):$$PATH" $(PYTHON) -m auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so \

@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train(bench: Bench, steps: int, **settings: Any) -> tuple[Any, float]:
-    """A pruned model and the seconds that its run took; the trainer holds the model."""
+    """The trainer of a pruned model, and the processor seconds of its run."""
     seed, plan = bench.args.seed, bench.plan
     teacher = bench.fine_tuned("teacher", seed, plan.teacher_steps, bench.source)
     model = bench.model(bench.folder("teacher", seed))
@@ -94,6 +94,7 @@ def main() -> None:
             "task": task,
             "seed": args.seed,
             "steps": steps,
+            "targets": args.targets,
             "metric_name": bench.task.metric,
             "bf16": args.bf16,
             "held_back": args.held_back,

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
-ADDRESS = re.compile(r"https://[^/\s]+/[^/\s]+/[^/\s]+")
+ADDRESS = re.compile(r"https://[^/\s@?#]+/[^/\s@?#]+/[^/\s@?#]+")
 #: Name of a link beside the description -> file; the repository itself, if there is none.
 PAGES = {
     "Repository": "",

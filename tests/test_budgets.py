@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hf_mlprune import PruningCallback, PruningConfig, attach, costs, report, sh
 from hf_mlprune.budgets.bytes import parse_size
 from hf_mlprune.budgets.time import PARTS, increasing, parse_time
 from hf_mlprune.costs import points
+from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.goals import is_within_target, predicted_speedup
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state
@@ -140,6 +142,22 @@ def test_where_calls_are_long_fewer_widths_are_timed_more_than_once(seconds, lay
     assert rounds >= costs.LEAST_ROUNDS - 1e-9 or share == 1 / 3
     # No width is left out for nothing.
     assert share == 1 or rounds <= costs.LEAST_ROUNDS + 1e-9
+
+
+def test_a_table_has_the_widths_for_which_there_is_time(monkeypatch):
+    encoder = inspect_encoder(make_model(num_attention_heads=8, intermediate_size=480))
+    tables = []
+    for budget in (costs.BUDGET_SECONDS, 1e-6):
+        monkeypatch.setattr(costs, "BUDGET_SECONDS", budget)
+        monkeypatch.setattr(costs, "ROUNDS", 1)
+        # What the machine does beside may hide that a small encoder takes time at all.
+        for _ in range(10):
+            with contextlib.suppress(ValueError):
+                tables.append(costs.measure_times(encoder, 8, 16))
+                break
+    many, few = ({name: int((table >= 0).sum()) for name, table in found.items()} for found in tables)
+    assert many == {"rest_time": 1, "attention_time": 9, "ffn_time": 25}
+    assert few == {"rest_time": 1, "attention_time": 5, "ffn_time": 9}
 
 
 def test_a_speedup_is_measured_pruned_to_and_reported(tmp_path):

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_mlprune.exporting.engine import reference
@@ -53,6 +55,7 @@ def classifier(tiny_bert, tmp_path_factory) -> Path:
     """A model of three classes."""
     folder = tmp_path_factory.mktemp("classifier")
     names = ["weather", "sport", "money"]
+    torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(
         tiny_bert, num_labels=3, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
     )
@@ -69,11 +72,44 @@ def test_labels_are_counted_as_the_model_counts_its_classes(classifier, tmp_path
     assert len(labels) == 60
 
 
+def test_numbers_are_the_numbers_of_the_classes(classifier, tmp_path):
+    rows = [{**row, "topic": 1 + (row["topic"] == "money")} for row in rows_of()]
+    found = read_labelled(str(classifier), write(rows, tmp_path / "numbers.csv"), COLUMNS)
+    assert [int(label) for label in found.data[0]["labels"][:4]] == [1, 2, 1, 2]
+
+
+def test_a_row_without_a_class_is_refused(classifier, tmp_path):
+    features = Features({"review": Value("string"), "topic": ClassLabel(names=["sport", "money"])})
+    rows = {"review": ["a goal", "a bank", "a word"], "topic": [0, 1, -1]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match="data: expected a class in every row, got 1 rows without one"):
+        read_labelled(str(classifier), str(tmp_path / "rows.parquet"), COLUMNS)
+
+
+def test_a_model_with_several_classes_per_row_is_refused(tiny_bert, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, num_labels=3, problem_type="multi_label_classification"
+    )
+    model.save_pretrained(tmp_path / "model")
+    data = write(rows_of(), tmp_path / "mine.csv")
+    with pytest.raises(ValueError, match="data: expected a model with one class per row, got one with sev"):
+        read_labelled(str(tmp_path / "model"), data, COLUMNS)
+
+
 def test_the_test_of_several_splits_is_taken(classifier, tmp_path):
     write(rows_of(), tmp_path / "train.csv")
     write(rows_of(10), tmp_path / "test.csv")
     found = read_labelled(str(classifier), str(tmp_path), COLUMNS)
     assert sum(len(batch["labels"]) for batch in found.data) == 10
+    # Nothing is measured on what a model was trained on without a word.
+    (tmp_path / "test.csv").rename(tmp_path / "eval.csv")
+    with pytest.raises(
+        ValueError, match=r"data: expected a split test, .*, got \['eval', 'train'\]; name the"
+    ):
+        read_labelled(str(classifier), str(tmp_path), COLUMNS)
+    (tmp_path / "train.csv").rename(tmp_path / "validation.csv")
+    found = read_labelled(str(classifier), str(tmp_path), COLUMNS)
+    assert sum(len(batch["labels"]) for batch in found.data) == 60
 
 
 def test_rows_of_another_model_are_refused(classifier, tiny_bert, tmp_path):
@@ -95,6 +131,7 @@ def test_the_command_holds_int8_to_the_metric(engine, classifier, tmp_path):
     before, after = found["int8"]["metric"]
     assert before - after <= 2
     assert 0 < before <= 100
+    assert found["int8"]["recipe"] != "none"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +141,8 @@ def test_the_command_holds_int8_to_the_metric(engine, classifier, tmp_path):
         (("--data", "{data}"), "error: data: expected --int8, which is held to the metric"),
         (("--data", "none.csv", "--int8"), "error: data: expected a file or folder, got none.csv"),
         (("--int8", "--max-drop", "1"), "error: max_drop: expected data with labels"),
+        (("--int8", "--data", "none.csv", "--to", "coreml"), "error: to: expected one of"),
+        (("--int8", "--data", "none.csv", "--threads", "0"), "error: threads: expected 1 or more"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(words, message, classifier, tmp_path):

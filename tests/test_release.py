@@ -51,7 +51,14 @@ def test_links_lead_to_the_tag_of_this_version(copy):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "/home/me/hf-mlprune", "git@example.org:me/hf-mlprune", "https://x.org"]
+    "address",
+    [
+        "",
+        "/home/me/hf-mlprune",
+        "git@example.org:me/hf-mlprune",
+        "https://x.org",
+        "https://me:secret@x.org/me/y",
+    ],
 )
 def test_what_is_no_address_is_refused(address, copy):
     text = (copy / "README.md").read_bytes()

@@ -199,6 +199,7 @@ def export(
         str | None, typer.Option(help="file with labelled rows: int8 is held to the metric on them")
     ] = None,
     column: Column = None,
+    max_length: Annotated[int | None, typer.Option(help="most tokens of a row of the data")] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="most points that int8 may lose on the data (0.5)")
     ] = None,
@@ -216,9 +217,11 @@ def export(
         if data is not None:
             if not int8:
                 raise ValueError("data: expected --int8, which is held to the metric on them, got none")
+            from .exporting.export import check_request
             from .jobs.judging import read_labelled
 
-            labelled = read_labelled(folder, data, columns_of(column)).arguments
+            check_request(target, to, int8=int8, has_data=True, threads=threads)
+            labelled = read_labelled(folder, data, columns_of(column), max_length).arguments
         # Standard output is for the report; NNCF draws its bars there.
         with redirect_stdout(sys.stderr):
             found = write(folder, target, to, int8=int8, max_drop=max_drop, threads=threads, **labelled)

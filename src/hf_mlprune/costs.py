@@ -99,16 +99,16 @@ def measure_times(
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
-    differ in. Where a call takes long, fewer widths are timed, several times each: of many widths timed once
-    a run would choose those that only seemed fast. Sums of parts are brought to the times of whole encoders:
-    the dense one, and those of a half, a quarter and an eighth of its heads and rows.
+    differ in. Where a call takes long, fewer widths are timed, so that each is timed several times: of widths
+    timed once a run would choose those that only seemed fast. Sums of parts are brought to the times of whole
+    encoders: the dense one, and those of about a half, a quarter and an eighth of its heads and rows.
 
     Args:
         encoder: gives family, sizes, device and dtype.
         batch: sequences, or images.
         length: tokens per sequence.
         make: turns a thin encoder and its inputs into something to call; in torch, if left out.
-        ffn_points: widths of the FFN to measure, besides 0.
+        ffn_points: at most so many widths of the FFN are measured, besides 0.
 
     Raises:
         ValueError: times do not grow with what is kept: the encoder is too small, or the machine is at work.
@@ -133,7 +133,7 @@ def measure_times(
     share = share_of_points(seconds, HEAD_POINTS + ffn_points, count / probed)
     heads = points(dense.units["heads"], math.ceil(share * HEAD_POINTS))
     rows = points(dense.units["fc1"], math.ceil(share * ffn_points))
-    smaller = [(heads[-(-len(heads) // part)], rows[-(-len(rows) // part)]) for part in (8, 4, 2)]
+    smaller = [(_nearest(heads, part), _nearest(rows, part)) for part in (8, 4, 2)]
     whole = [*smaller, (heads[-1], rows[-1])]
     shapes = [(*each, count) for each in ((0, 0), *whole)]
     shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
@@ -160,6 +160,11 @@ def measure_times(
         table[widths[group]] = torch.as_tensor(_calibrated(parts, group, shares, layer)).round().long()
         tables[name] = table
     return tables
+
+
+def _nearest(widths: Sequence[int], part: int) -> int:
+    """The width nearest to this part of the last one, but more than none."""
+    return min(widths[1:], key=lambda width: abs(width - widths[-1] / part))
 
 
 def share_of_points(seconds: float, most: int, layers: float) -> float:

@@ -39,8 +39,7 @@ class Gate(nn.Module):
         self.register_buffer("scores", torch.zeros(units, dtype=torch.float32, device=device))
         self.register_buffer("candidates", None)
         self.mask: Tensor | None = None
-        self._units: tuple[Tensor, int, Tensor, Tensor] | None = None
-        self._candidates: tuple[Tensor, int, Tensor | None] | None = None
+        self._units: tuple[Tensor, Tensor | None, tuple[int, int], tuple[Tensor, ...]] | None = None
         self.register_load_state_dict_pre_hook(_check_units)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Gate:
@@ -88,27 +87,28 @@ class Gate(nn.Module):
 
     @property
     def kept_and_removed(self) -> tuple[Tensor, Tensor]:
-        """Indices of the units that are kept, and of the others.
-
-        They are looked up again whenever the mask was written or replaced.
-        """
-        keep = self.keep
-        if self._units is None or self._units[0] is not keep or self._units[1] != keep._version:
-            kept, removed = keep.nonzero().flatten(), keep.logical_not().nonzero().flatten()
-            self._units = (keep, keep._version, kept, removed)
-        return self._units[2:]
+        """Indices of the units that are kept, and of the others."""
+        kept, removed, _, _ = self._indices()
+        return kept, removed
 
     @property
-    def competing(self) -> Tensor | None:
-        """Indices of the candidates; ``None`` if all units are. Looked up again as in the other."""
-        candidates = self.candidates
-        if candidates is None:
-            return None
-        found = self._candidates
-        if found is None or found[0] is not candidates or found[1] != candidates._version:
-            places = None if bool(candidates.all()) else candidates.nonzero().flatten()
-            self._candidates = found = (candidates, candidates._version, places)
-        return found[2]
+    def competing(self) -> tuple[Tensor, Tensor] | None:
+        """Indices of the candidates, and of the removed ones of these; ``None`` if all units compete."""
+        _, _, candidates, removed = self._indices()
+        return None if len(candidates) == self.units else (candidates, removed)
+
+    def _indices(self) -> tuple[Tensor, ...]:
+        """Looked up again whenever mask or candidates were written or replaced."""
+        keep, candidates = self.keep, self.candidates
+        versions = (keep._version, -1 if candidates is None else candidates._version)
+        found = self._units
+        # The tensors themselves are held: another one may get the identity of one that is gone.
+        if found is None or found[0] is not keep or found[1] is not candidates or found[2] != versions:
+            may_stay = torch.ones_like(keep) if candidates is None else candidates
+            masks = (keep, ~keep, may_stay, may_stay & ~keep)
+            indices = tuple(mask.nonzero().flatten() for mask in masks)
+            self._units = found = (keep, candidates, versions, indices)
+        return found[3]
 
 
 def _check_units(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
@@ -151,13 +151,15 @@ class GateOf:
 
     def computed(self) -> Tensor | None:
         """Rows of all parts whose units may stay, increasing; ``None`` for all."""
-        units = None if self.heard else self.gate.competing
-        return None if units is None else self._places(units, range(len(self.masked)))
+        competing = None if self.heard else self.gate.competing
+        return None if competing is None else self._places(competing[0], range(len(self.masked)))
 
     def zeros(self) -> Tensor | None:
-        """Rows that the mask makes 0, increasing; ``None`` if there are none."""
+        """Rows that are computed and that the mask makes 0, increasing; ``None`` if there are none."""
         parts = [index for index, masked in enumerate(self.masked) if masked]
-        return None if self.gate.open or not parts else self._places(self.gate.kept_and_removed[1], parts)
+        competing = None if self.heard else self.gate.competing
+        removed = self.gate.kept_and_removed[1] if competing is None else competing[1]
+        return None if self.gate.open or not parts else self._places(removed, parts)
 
     def _places(self, units: Tensor, parts: Iterable[int]) -> Tensor:
         within = (units[:, None] * self.span + torch.arange(self.span, device=units.device)).flatten()

@@ -32,7 +32,10 @@ def target_of(state: PruningState, phase: Phase, index: int = -1) -> float:
 
 
 def stage_of(state: PruningState, phase: Phase) -> Stage | None:
-    """The gates that learn in a phase; ``None`` once all masks are final."""
+    """The gates that learn in a phase; ``None`` once all masks are final.
+
+    Block gates get the layout of what heads and rows left.
+    """
     if phase is Phase.FINAL:
         return None
     if phase <= Phase.STRUCTURED and state.config.structured:

@@ -2,7 +2,7 @@
 
 Removed units are computed forward, as their masks' gradients say whether they should come back. Nothing else
 of them is: their weights get no gradient, and zeros are not multiplied. Units that an earlier target removed
-cannot come back: nothing of them is computed.
+cannot come back: their rows are not multiplied.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Places:
 
     Attributes:
         rows: those that get gradients.
-        removed: rows whose outputs are 0. They and ``rows`` need not be all: the query and key of a removed
-            head are computed, and change nothing.
+        removed: rows that are computed, and whose outputs are 0. They and ``rows`` need not be all: the query
+            and key of a removed head are computed, and change nothing.
         columns: those whose inputs are not 0.
-        computed: rows whose outputs are wanted; 0 in all others, which ``removed`` has, too.
+        computed: rows that are multiplied; the outputs of all others are 0.
     """
 
     rows: Tensor | None
@@ -48,7 +48,8 @@ class LearningLinear(torch.autograd.Function):
             x: 0 in all columns but ``places.columns``.
             weight: ``(out_features, in_features)``.
             bias: ``(out_features,)``.
-            mask: ``(out_features,)``, 0 in ``places.removed`` and 1 elsewhere; only its gradient matters.
+            mask: ``(out_features,)``, 1 in what is kept and 0 elsewhere; only its gradient matters, and only
+                of rows that are computed.
             places: what is kept.
         """
         inputs = x.reshape(-1, x.shape[-1])

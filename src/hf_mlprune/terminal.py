@@ -61,10 +61,7 @@ def be_quiet() -> None:
 def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
     """``["a=1", "b=x"]`` as ``{"a": 1, "b": "x"}``; values are read as JSON where they are JSON."""
     found: dict[str, Any] = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
+    for name, value in _named(given, option).items():
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -78,7 +75,17 @@ def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
 
 def columns_of(given: list[str] | None) -> dict[str, str]:
     """``["text=review"]`` as role -> column."""
-    return {role: str(name) for role, name in pairs(given, "--column").items()}
+    return _named(given, "--column")
+
+
+def _named(given: list[str] | None, option: str) -> dict[str, str]:
+    found = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
+        found[name] = value
+    return found
 
 
 def show(data: dict[str, Any], *, as_json: bool) -> None:

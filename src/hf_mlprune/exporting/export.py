@@ -90,11 +90,9 @@ def export(
         ImportError: the engine is not installed.
         RuntimeError: the export does not compute the same as the model. Then nothing is written.
     """
-    engine = _engine(to)
-    recipe = _recipe(to, int8, has_data=data is not None)
-    target = checking.target_of(folder)
-    checking.check_numbers(latency, threads)
-    check_installed((*engine.packages, *(("nncf",) if recipe and to == "openvino" else ())))
+    engine, recipe, target = check_request(
+        folder, to, int8=int8, has_data=data is not None, latency=latency, threads=threads
+    )
     batches = None if data is None else checking.read_batches(data)
     checking.check_metric(batches, compute_metrics, metric, max_drop, int8=bool(recipe))
     source = read_source(model, processing_class, batches[0] if batches else None)
@@ -130,6 +128,28 @@ def export(
         write_json(final / REPORT_FILE, found.to_dict())
         write_folder(target, lambda partial: _copy(final, partial))
     return found
+
+
+def check_request(
+    folder: str | Path,
+    to: str,
+    *,
+    int8: bool | str,
+    has_data: bool,
+    latency: Sequence[tuple[int, int]] = (),
+    threads: int | None = None,
+) -> tuple[Engine, str, Path]:
+    """Refuse what :func:`export` cannot do, before model and data are read; see there for errors.
+
+    Returns:
+        Engine, recipe of int8 (empty for float), and folder to write.
+    """
+    engine = _engine(to)
+    recipe = _recipe(to, int8, has_data=has_data)
+    target = checking.target_of(folder)
+    checking.check_numbers(latency, threads)
+    check_installed((*engine.packages, *(("nncf",) if recipe and to == "openvino" else ())))
+    return engine, recipe, target
 
 
 def _engine(to: str) -> Engine:

@@ -40,7 +40,7 @@ def measure_table(
         batch: sequences, or images.
         length: tokens of each.
         threads: of the engine.
-        ffn_points: widths of the FFN to measure; widths between them are not landed on.
+        ffn_points: at most so many widths of the FFN are measured; widths between them are not landed on.
 
     Returns:
         JSON form, as ``latency_table=`` reads it from a file.
@@ -89,7 +89,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--points", type=int, default=FFN_POINTS, help="widths of the FFN to measure")
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=FFN_POINTS,
+        help="at most so many widths of the FFN",
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     model = AutoModel.from_pretrained(args.model)

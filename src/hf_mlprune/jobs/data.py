@@ -84,10 +84,23 @@ def divide(splits: dict[str, Dataset], *, seed: int, label: str | None = None) -
     return DatasetDict({"train": train, "test": held_out})
 
 
+def read_any_splits(data: str) -> dict[str, Dataset]:
+    """All splits that there are; see :func:`read_splits`."""
+    return _read(data, "data")
+
+
 def rows_to_judge(splits: dict[str, Dataset], label: str | None) -> Dataset:
-    """Rows to measure on where nothing is trained: the test, or all rows if there is one split only."""
+    """Rows to measure on where nothing is trained: the first test with labels, or the only split.
+
+    Raises:
+        ValueError: there is no such split, or it has no rows.
+    """
     named = _test_split(splits, label)
-    rows = splits["train" if named is None else named]
+    if named is None and len(splits) > 1:
+        raise ValueError(
+            f"data: expected a split {', '.join(TEST_SPLITS)} with labels, got {list(splits)}; name the file"
+        )
+    rows = next(iter(splits.values())) if named is None else splits[named]
     if not len(rows):
         raise ValueError("data: expected rows, got none")
     return rows

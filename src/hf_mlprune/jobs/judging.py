@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
-from ..exporting.metric import ComputeMetrics
-from .data import read_splits, rows_to_judge
+from ..exporting.metric import IGNORED, ComputeMetrics
+from ..families import read_config
+from .data import read_any_splits, rows_to_judge
 from .preparing import TASKS, tokenized
 from .tasks import Regression, Task, TextClassification
 
@@ -44,7 +45,7 @@ def read_labelled(
 
     Args:
         model: its folder or hub name. Its architecture says which task it is for.
-        data: as for :func:`~hf_mlprune.jobs.prune`. Of several splits the test is taken.
+        data: as for :func:`~hf_mlprune.jobs.prune`. Of several splits the first test with labels is taken.
         columns: role -> column, where the columns have other names.
         max_length: most tokens of a row; by default that of the task.
 
@@ -52,9 +53,9 @@ def read_labelled(
         ValueError: a model without a head for a task, or data that do not fit.
         OSError: model or data cannot be read.
     """
-    config = AutoConfig.from_pretrained(model)
+    config = read_config(model, "folder: expected that of a model")
     kind = _task_of(config)
-    splits = read_splits(data, None)
+    splits = read_any_splits(data)
     task = kind(next(iter(splits.values())), columns or {})
     rows = rows_to_judge(splits, task.label_column)
     # Where there is nothing to train on, tasks read the one split as both.
@@ -78,6 +79,11 @@ def read_labelled(
 def _task_of(config: Any) -> type[Task]:
     """The task that a model has a head for."""
     architecture = (config.architectures or ["none"])[0]
+    if config.problem_type == "multi_label_classification":
+        raise ValueError(
+            "data: expected a model with one class per row, got one with several; call export from "
+            "Python, with a compute_metrics of your own"
+        )
     judged = {name: kind for name, kind in TASKS.items() if not kind.teaches_itself}
     for kind in judged.values():
         if architecture.endswith(kind.auto.__name__.removeprefix("AutoModel")):
@@ -103,20 +109,29 @@ def _as_of_model(tokens: Dataset, names: list[str], config: Any) -> Dataset:
     """Rows whose labels are counted as the model counts its classes: a table may lack some of them."""
     known = _classes_of(config)
     unnamed = known == [f"LABEL_{place}" for place in range(len(known))]
-    if unnamed and len(names) == len(known):
-        return tokens
-    unknown = sorted(set(names) - set(known))
-    if unknown:
+    if set(names) <= set(known):
+        places = [known.index(name) for name in names]
+    elif all(name.isdigit() and int(name) < len(known) for name in names):
+        places = [int(name) for name in names]
+    elif unnamed and len(names) == len(known):
+        places = list(range(len(names)))
+    else:
+        unknown = sorted(set(names) - set(known))
         raise ValueError(
-            f"data: expected the classes of the model ({', '.join(known[:8])}), got {unknown[:5]}, too; take "
-            "these rows out, or name another column as in --column label=NAME"
+            f"data: expected the classes of the model ({', '.join(known[:8])}) or their numbers, got "
+            f"{unknown[:5]}, too; take these rows out, or name another column as in --column label=NAME"
         )
-    places = [known.index(name) for name in names]
+    empty = sum(not isinstance(label, list) and label < 0 for label in tokens["labels"])
+    if empty:
+        raise ValueError(
+            f"data: expected a class in every row, got {empty} rows without one; take them out, or name "
+            "a file with labels"
+        )
 
     def renumbered(row: dict[str, Any]) -> dict[str, Any]:
         labels = row["labels"]
         if isinstance(labels, list):
-            return {"labels": [place if place < 0 else places[place] for place in labels]}
+            return {"labels": [IGNORED if place < 0 else places[place] for place in labels]}
         return {"labels": places[labels]}
 
     return tokens.map(renumbered, load_from_cache_file=False)

@@ -193,9 +193,11 @@ class LearnedThresholds(Method[ThresholdSettings]):
         thresholds have learned, to the exact target.
         """
         found = []
-        for gate, active in zip(stage.gates, stage.active, strict=True):
+        for gate, active, candidates in zip(stage.gates, stage.active, stage.candidates, strict=True):
             rank = torch.empty(active, dtype=torch.float64)
-            order = gate.scores[:active].cpu().argsort(descending=True, stable=True)
+            # Those that an earlier target removed stand behind all others, as in `select`.
+            scores = gate.scores[:active].cpu().masked_fill(~candidates.cpu(), -torch.inf)
+            order = scores.argsort(descending=True, stable=True)
             rank[order] = torch.arange(active, dtype=torch.float64)
             threshold = float(gate.get_buffer("threshold"))
             found.append(threshold - self.settings.temperature * torch.logit(rank / active))

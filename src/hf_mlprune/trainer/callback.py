@@ -20,9 +20,9 @@ from ..run import current_run
 from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
 from .data import has_no_labels, typical_length
-from .ending import end_run, rescue, use_evaluation_weights
+from .ending import end_run, rescue
 from .resuming import check_complete, check_resumed, warn_of_incomplete
-from .session import Session, open_session
+from .session import Session, open_session, use_evaluation_weights
 from .targets import check_targets, write_target
 
 
@@ -306,7 +306,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         session = self._at_work()
         session.close()
         use_evaluation_weights(optimizer)
-        self.report = end_run(session, args, state)
+        try:
+            end_run(session, args, state)
+        finally:
+            self.report = session.report
 
     def on_push_begin(
         self,

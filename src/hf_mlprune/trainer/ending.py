@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
@@ -13,7 +12,7 @@ from ..families import head_of
 from ..files import write_folder, write_json
 from ..goals import is_within_target, predicted_speedup
 from ..modeling.pretrained import REPORT_FILE
-from ..reports.report import Report, print_end
+from ..reports.report import print_end
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states
 from .measuring import measured_report
@@ -23,11 +22,11 @@ from .session import Session
 UNSHRUNK, PRUNED = "_unshrunk_model", "_pruned_model"
 
 
-def end_run(session: Session, args: TrainingArguments, state: TrainerState) -> Report:
+def end_run(session: Session, args: TrainingArguments, state: TrainerState) -> None:
     """Shrink the model in place, prove it equal, write and print its report.
 
     Args:
-        session: of the run, closed.
+        session: of the run, closed; takes the report.
         args: of the run.
         state: of the run.
 
@@ -54,6 +53,7 @@ def end_run(session: Session, args: TrainingArguments, state: TrainerState) -> R
     try:
         done = shrink(model, calls)
         found = measured_report(model, session.longest, done, settings, length, predicted)
+        session.report = found
         session.publisher.finish(model, found, args, state)
         if state.is_world_process_zero:
             write_json(output_dir / REPORT_FILE, found.to_dict())
@@ -64,7 +64,6 @@ def end_run(session: Session, args: TrainingArguments, state: TrainerState) -> R
             raise ShrinkError(f"the export failed: {error}; {advice}") from error
         error.add_note(advice)
         raise
-    return found
 
 
 def rescue(model: nn.Module, output_dir: Path) -> str:
@@ -98,13 +97,3 @@ def rescue(model: nn.Module, output_dir: Path) -> str:
             f"load_model(model, {str(file)!r}) of safetensors.torch; shrink(model)"
         )
     return f"the trained model is saved with its masks; to shrink it later: {how}"
-
-
-def use_evaluation_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer that trains other weights than it evaluates (schedule-free) bring in the latter.
-
-    Trainer brings the others back before the next step.
-    """
-    evaluate = getattr(optimizer, "eval", None)
-    if callable(evaluate):
-        evaluate()

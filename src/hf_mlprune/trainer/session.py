@@ -29,6 +29,7 @@ from ..goals import check_reachable
 from ..loop import cooldown
 from ..reports.card import CardFacts
 from ..reports.counting import report
+from ..reports.report import Report
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states
 from .measuring import measure
@@ -52,7 +53,9 @@ class Session:
         teacher_fingerprint: which teacher that is.
         distiller: hooks of the distillation, if there is a teacher.
         calls: the last call of the model, by whether it was training.
-        longest: most tokens of a sequence in any call, if there was one of tokens.
+        longest: most tokens of a sequence in any call since the run began or was resumed; ``None`` if no call
+            had tokens.
+        report: on the pruned model, once there is one.
         publisher: what its card says.
     """
 
@@ -62,6 +65,7 @@ class Session:
     distiller: Distiller | None = None
     calls: dict[bool, Call] = field(default_factory=dict)
     longest: int | None = None
+    report: Report | None = None
     publisher: Publisher = field(default_factory=Publisher)
     _rehearsed: set[bool] = field(default_factory=set)
     _handle: RemovableHandle | None = None
@@ -233,3 +237,13 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
                     # Other costs are measured as the run begins.
                     check_reachable(state)
     return Session(model, loaded, None if loaded is None else fingerprint(loaded.model))
+
+
+def use_evaluation_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer that trains other weights than it evaluates (schedule-free) bring in the latter.
+
+    Trainer brings the others back before the next step.
+    """
+    evaluate = getattr(optimizer, "eval", None)
+    if callable(evaluate):
+        evaluate()
