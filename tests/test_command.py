@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -13,41 +12,18 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-import datasets
 import pytest
 from transformers import AutoModel, AutoModelForSequenceClassification
-from transformers.utils import logging as transformers_logging
-from typer.testing import CliRunner
 
 from hf_mlprune import report as report_of
-from hf_mlprune.cli import app
 from hf_mlprune.reports.folder import read_folder
 from hf_mlprune.reports.report import Report
 from support.browser import page_of
+from support.command import run
 from support.hub import OWNER, Hub
 from test_jobs import rows_of, write
 
 VERBS = ("prune", "report", "bench", "plot", "export", "compare", "push")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def loud_again():
-    """The command quiets its process, which is that of the tests here."""
-    before = transformers_logging.get_verbosity()
-    levels = {name: logging.getLogger(name).level for name in (None, "onnxruntime", "torch.onnx")}
-    yield
-    transformers_logging.set_verbosity(before)
-    transformers_logging.enable_progress_bar()
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    datasets.enable_progress_bars()
-
-
-def run(*words: object, code: int = 0) -> str:
-    """What the command prints on standard output; on standard error, if it is to fail."""
-    done = CliRunner().invoke(app, list(map(str, words)))
-    assert done.exit_code == code, (done.stdout, done.stderr, done.exception)
-    return done.stderr if code else done.stdout
 
 
 @pytest.fixture(scope="module")

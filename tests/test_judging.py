@@ -16,7 +16,7 @@ from hf_mlprune.exporting.metric import Judge
 from hf_mlprune.exporting.source import read_source
 from hf_mlprune.jobs import prune
 from hf_mlprune.jobs.judging import Labelled, read_labelled
-from test_command import run
+from support.command import run
 from test_jobs import COLUMNS, PAIRS, job_of, questions_of, rows_of, write
 
 TAGGED = [
