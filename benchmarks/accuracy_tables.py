@@ -161,7 +161,6 @@ def blocks() -> dict[str, Callable[[], str]]:
     """Name of a marked part of a page -> what stands in it."""
     return {
         "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
-        "accuracy of MiniLM-L3": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L3"),
         "several sizes": lambda: several_sizes_table(finished(RESULTS / "several_sizes.jsonl")),
         "targets of MiniLM-L6": lambda: targets_table(RESULTS / "targets_MiniLM-L6.json"),
         "targets of BERT-base": lambda: targets_table(RESULTS / "targets_BERT-base.json"),

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from ..exporting.metric import IGNORED, ComputeMetrics
 from ..families import read_config
 from .data import read_any_splits, rows_to_judge
-from .preparing import TASKS, tokenized
+from .preparing import TASKS, longest_row, tokenized
 from .tasks import Regression, Task, TextClassification
 
 ROWS_OF_BATCH = 64
@@ -62,7 +62,7 @@ def read_labelled(
     both = task.prepare(DatasetDict({"train": rows, "test": rows}))
     test = DatasetDict({"test": both["test"]})
     tokenizer = AutoTokenizer.from_pretrained(model)
-    length = int(min(max_length or task.max_length, tokenizer.model_max_length))
+    length = longest_row(max_length, task, tokenizer)
     tokens = task.keep(test, tokenized(task, test, tokenizer, length))["test"]
     if task.labels is not None:
         tokens = _as_of_model(tokens, task.labels, config)

@@ -100,7 +100,7 @@ def prepare(job: Job) -> Prepared:
     task = TASKS[job.task](splits["train"], job.columns)
     data = task.prepare(divide(splits, seed=job.seed, label=task.label_column))
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    tokens = task.keep(data, tokenized(task, data, tokenizer, longest_row(job, task, tokenizer)))
+    tokens = task.keep(data, tokenized(task, data, tokenizer, longest_row(job.max_length, task, tokenizer)))
     fine_tune, why = _must_fine_tune(job, task, config)
     size = len(tokens["train"])
     per_epoch = math.ceil(size / job.batch_size)
@@ -131,9 +131,9 @@ def tokenized(task: Task, data: DatasetDict, tokenizer: Any, length: int) -> Dat
     )
 
 
-def longest_row(job: Job, task: Task, tokenizer: Any) -> int:
-    """Tokens at which rows are cut."""
-    return int(min(job.max_length or task.max_length, tokenizer.model_max_length))
+def longest_row(max_length: int | None, task: Task, tokenizer: Any) -> int:
+    """Tokens at which rows are cut: those asked for, or the task's; at most the tokenizer's."""
+    return int(min(max_length or task.max_length, tokenizer.model_max_length))
 
 
 def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
@@ -171,7 +171,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     lengths = np.array([len(row) for row in tokens["train"]["input_ids"]])
     seconds = _step_seconds(prepared)
     labels = prepared.task.labels
-    longest = longest_row(job, prepared.task, prepared.tokenizer)
+    longest = longest_row(job.max_length, prepared.task, prepared.tokenizer)
     rates = dict(zip(("fine-tuning", "pruning"), prepared.rates, strict=True))
     if not prepared.fine_tune:
         del rates["fine-tuning"]

@@ -42,11 +42,7 @@ def page(found: PrunedFolder) -> str:
         report=report,
         lines=found.lines(),
         settings=report.settings,
-        levels={
-            title: field
-            for title, field in LEVELS.items()
-            if field != "blocks" or any(layer.blocks[1] for layer in report.layers)
-        },
+        levels={title: field for title, field in LEVELS.items() if field != "blocks" or report.has_blocks},
         data=json.dumps(_data(found)).replace("<", "\\u003c"),
     )
 

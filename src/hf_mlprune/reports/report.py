@@ -120,7 +120,7 @@ class Report:
         head = "".join(f"<th>{title}</th>" for title in titles)
         body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
         lines = "".join(f"<p>{line}</p>" for line in self.latency_lines())
-        return f"<table><caption>{self._title}</caption><tr>{head}</tr>{body}</table>{lines}"
+        return f"<table><caption>{self.title}</caption><tr>{head}</tr>{body}</table>{lines}"
 
     @property
     def density_of_pruned_layers(self) -> float:
@@ -132,7 +132,7 @@ class Report:
     def table(self) -> Table:
         """Kept of all, per layer and level, for a terminal."""
         titles, *rows = self._rows()
-        table = Table(title=self._title)
+        table = Table(title=self.title)
         for title in titles:
             table.add_column(title, justify="right")
         for row in rows:
@@ -145,7 +145,13 @@ class Report:
         return [f"{row.encoder}: {row}" if several else str(row) for row in self.latency]
 
     @property
-    def _title(self) -> str:
+    def has_blocks(self) -> bool:
+        """Whether any layer is divided into blocks."""
+        return any(layer.blocks[1] for layer in self.layers)
+
+    @property
+    def title(self) -> str:
+        """The one figure, in words."""
         return f"{self.density:.1%} of the encoder's weights are left"
 
     def _rows(self) -> list[list[str]]:
@@ -154,7 +160,7 @@ class Report:
         Blocks have a column if there are any.
         """
         several = len({layer.encoder for layer in self.layers}) > 1
-        blocks = any(layer.blocks[1] for layer in self.layers)
+        blocks = self.has_blocks
         rows = [["layer", *TITLES.values(), *(["blocks"] if blocks else []), "weights"]]
         for layer in self.layers:
             kept = [layer.heads, layer.attention_output, layer.fc1, layer.fc2]
