@@ -23,7 +23,6 @@ from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    default_data_collator,
 )
 
 from hf_mlprune.jobs.question_answering import plain_answer, word_f1
@@ -189,7 +188,8 @@ def _spans(folder: Path, tokenizer: Any, length: int, held_back: bool) -> Task:
 
     test = test.remove_columns(["offsets", "question"])
     train = train.remove_columns(["offsets", "question"])
-    return Task(train, test, AutoModelForQuestionAnswering, (), default_data_collator, "f1", compute)
+    collator = DataCollatorWithPadding(tokenizer)
+    return Task(train, test, AutoModelForQuestionAnswering, (), collator, "f1", compute)
 
 
 def _questions(file: Path) -> list[dict[str, Any]]:
@@ -207,7 +207,6 @@ def _span_features(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
         truncation="only_second",
         max_length=length,
         stride=length // 4,
-        padding="max_length",
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -235,6 +234,7 @@ def _span_features(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
 
 def _best_answer(start: Any, end: Any, offsets: Sequence[Any], context: str) -> tuple[float, str]:
     inside = np.array([begin >= 0 for begin, _ in offsets])
+    start, end = start[: len(inside)], end[: len(inside)]  # the rest is padding
     scores = np.where(inside, start, -np.inf)[:, None] + np.where(inside, end, -np.inf)[None, :]
     # The end is not before the start, nor too far behind it.
     scores = np.where(np.tril(np.triu(np.ones_like(scores)), MOST_ANSWER_TOKENS - 1) > 0, scores, -np.inf)

@@ -46,8 +46,23 @@ def test_a_table_gives_the_figure_that_the_job_reported(task, tiny_bert, tmp_pat
     data, test = write(rows, tmp_path / "rows.jsonl"), write(rows[::3], tmp_path / "test.jsonl")
     job = job_of(tiny_bert, tmp_path, data, test=test, task=task, columns=columns, max_length=64)
     reported = prune(job).pruned_metrics
-    found = read_labelled(job.out, test, columns, max_length=64)
+    # Columns and length are those of the job.
+    found = read_labelled(job.out, test)
     assert score(tmp_path / "out", found) == pytest.approx(reported[found.metric], abs=1e-4)
+    assert max(batch["input_ids"].shape[1] for batch in found.data) <= job.max_length
+
+
+def test_what_is_asked_for_comes_before_what_the_job_had(tiny_bert, tmp_path):
+    data = write(rows_of(60), tmp_path / "rows.jsonl")
+    job = job_of(tiny_bert, tmp_path, data, task="text-classification", columns=COLUMNS, max_length=12)
+    prune(job)
+    renamed = [{"text": row["review"], "label": row["topic"]} for row in rows_of(12)]
+    other = write(renamed, tmp_path / "renamed.jsonl")
+    longest = [
+        max(batch["input_ids"].shape[1] for batch in read_labelled(job.out, other, max_length=length).data)
+        for length in (None, 8)
+    ]
+    assert longest[0] <= 12 and longest[1] == 8
 
 
 @pytest.fixture(scope="module")

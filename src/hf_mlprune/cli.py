@@ -199,7 +199,9 @@ def export(
         str | None, typer.Option(help="file with labelled rows: int8 is held to the metric on them")
     ] = None,
     column: Column = None,
-    max_length: Annotated[int | None, typer.Option(help="most tokens of a row of the data")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="most tokens of a row of the data; as in the job that made the model")
+    ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="most points that int8 may lose on the data (0.5)")
     ] = None,

@@ -23,13 +23,12 @@ from ..trainer.targets import target_folder
 from .agreement import agreement, save_sentence_model
 from .batches import LengthTrainer
 from .interrupting import SaveOnInterrupt
-from .plan import Job
+from .plan import RECORD, Job
 from .preparing import Prepared, check_reachable, prepare
 from .progress import Bar
 
 #: Folders of a job in its output; the underscore keeps them out of hub uploads.
 DENSE, WORK = "_dense", "_work"
-RECORD = "job.json"
 CHECKPOINTS = 10
 
 Say = Callable[[str], None]

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from ..exporting.metric import IGNORED, ComputeMetrics
 from ..families import read_config
 from .data import read_any_splits, rows_to_judge
+from .plan import recorded_arguments
 from .preparing import TASKS, longest_row, tokenized
 from .tasks import Regression, Task, TextClassification
 
@@ -46,8 +47,9 @@ def read_labelled(
     Args:
         model: its folder or hub name. Its architecture says which task it is for.
         data: as for :func:`~hf_mlprune.jobs.prune`. Of several splits the first test with labels is taken.
-        columns: role -> column, where the columns have other names.
-        max_length: most tokens of a row; by default that of the task.
+        columns: role -> column, where the columns have other names. By default those of the job that wrote
+            the model, as far as the data have them.
+        max_length: most tokens of a row; by default that of the job that wrote the model, or of the task.
 
     Raises:
         ValueError: a model without a head for a task, or data that do not fit.
@@ -56,13 +58,15 @@ def read_labelled(
     config = read_config(model, "folder: expected that of a model")
     kind = _task_of(config)
     splits = read_any_splits(data)
-    task = kind(next(iter(splits.values())), columns or {})
+    first, job = next(iter(splits.values())), recorded_arguments(model)
+    usual = {role: name for role, name in job.get("columns", {}).items() if name in first.column_names}
+    task = kind(first, {**usual, **(columns or {})})
     rows = rows_to_judge(splits, task.label_column)
     # Where there is nothing to train on, tasks read the one split as both.
     both = task.prepare(DatasetDict({"train": rows, "test": rows}))
     test = DatasetDict({"test": both["test"]})
     tokenizer = AutoTokenizer.from_pretrained(model)
-    length = longest_row(max_length, task, tokenizer)
+    length = longest_row(max_length or job.get("max_length"), task, tokenizer)
     tokens = task.keep(test, tokenized(task, test, tokenizer, length))["test"]
     if task.labels is not None:
         tokens = _as_of_model(tokens, task.labels, config)
