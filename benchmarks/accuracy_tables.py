@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 #: As the tables have them, left to right and top to bottom.
 TASKS, METHODS = tuple(PLANS), (*DENSE, *PRUNED)
 Line = dict[str, Any]
+#: Of an ablation that does not say another.
+USUAL_DENSITY = 0.2
 #: Of fields in a plot.
 COLUMNS = 3
 
@@ -102,17 +104,24 @@ def signed(value: float) -> str:
 
 def ablation_table(lines: Iterable[Line]) -> str:
     """One change at a time x tasks: metric and loss on held-back training rows, means over the seeds."""
-    groups: dict[tuple[str, str, float], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, str, str], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if line["method"] == "default":
-            groups[line["model"], line["settings"], line["learning_rate"]][line["task"]].append(line)
+        groups[line["model"], line["method"], _changes(line)][line["task"]].append(line)
     tasks = [task for task in TASKS if any(task in group for group in groups.values())]
-    body = []
-    for (model, settings, rate), group in groups.items():
-        changes = [f"`{name}={value}`" for name, value in json.loads(settings).items()]
-        name = ", ".join(changes + ([f"learning rate {rate:g}"] if rate != PRUNING_RATE else [])) or "default"
-        body.append([model, name, *(_ablated(group.get(task, [])) for task in tasks)])
-    return markdown(["model", "change", *tasks], body)
+    rows = sorted(groups, key=lambda row: (row[0], METHODS.index(row[1])))  # of one method, as they were run
+    body = [[*row, *(_ablated(groups[row].get(task, [])) for task in tasks)] for row in rows]
+    return markdown(["model", "method", "change", *tasks], body)
+
+
+def _changes(line: Line) -> str:
+    changes = [f"`{name}={value}`" for name, value in json.loads(line["settings"]).items()]
+    if line["method"] in DENSE:
+        return ""
+    if line["target_density"] != USUAL_DENSITY:
+        changes.append(f"density {100 * line['target_density']:g} %")
+    if line["learning_rate"] != PRUNING_RATE:
+        changes.append(f"learning rate {line['learning_rate']:g}")
+    return ", ".join(changes)
 
 
 def _ablated(group: Sequence[Line]) -> str:
@@ -121,6 +130,30 @@ def _ablated(group: Sequence[Line]) -> str:
     metric = statistics.fmean(line["metric"] for line in group)
     loss = statistics.fmean(line["metrics"]["loss"] for line in group)
     return f"{metric:.1f}, {loss:.3f} ({len(group)})"
+
+
+def against_density_table(lines: Iterable[Line], model: str) -> str:
+    """`speedup=` beside `density=`, both of about the same latency: tasks x targets, means over the seeds."""
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    timed: set[tuple[str, int, float]] = set()
+    mine = [line for line in lines if line["model"] == model and line["method"] == "default"]
+    for line in mine:
+        speedup = json.loads(line["settings"]).get("speedup")
+        if speedup is not None:
+            groups[line["task"], f"`speedup={speedup:g}`"].append(line)
+            # Its density to ask for is that of the run to compare it with.
+            timed.add((line["task"], line["seed"], line["target_density"]))
+    for line in mine:
+        if line["settings"] == "{}" and (line["task"], line["seed"], line["target_density"]) in timed:
+            groups[line["task"], f"`density={line['target_density']:g}`"].append(line)
+    body = []
+    for (task, target), group in sorted(groups.items(), key=lambda item: TASKS.index(item[0][0])):
+        metric, density, speed = (
+            statistics.fmean(line[name] for line in group) for name in ("metric", "density", "latency_ratio")
+        )
+        share = f"{100 * density:.0f} %"
+        body.append([task, target, f"{metric:.1f} ({len(group)})", f"{speed:.2f}x", share])
+    return markdown(["task", "target", "metric", "measured speed", "weights"], body)
 
 
 def targets_table(file: Path) -> str:
@@ -161,6 +194,8 @@ def blocks() -> dict[str, Callable[[], str]]:
     """Name of a marked part of a page -> what stands in it."""
     return {
         "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
+        "accuracy of MiniLM-L3": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L3"),
+        "speedup against density": lambda: against_density_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
         "several sizes": lambda: several_sizes_table(finished(RESULTS / "several_sizes.jsonl")),
         "targets of MiniLM-L6": lambda: targets_table(RESULTS / "targets_MiniLM-L6.json"),
         "targets of BERT-base": lambda: targets_table(RESULTS / "targets_BERT-base.json"),
