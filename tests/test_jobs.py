@@ -212,7 +212,7 @@ def test_the_header_says_what_stands_between_columns(mark, tmp_path):
 
 def test_text_that_is_not_utf_8_is_named(tmp_path):
     (tmp_path / "mine.csv").write_bytes("text,label\nschön,a\nschön,b\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"expected text in UTF-8 in .*mine.csv"):
+    with pytest.raises(ValueError, match=r"expected text in UTF-8 in .*mine.csv .*; save the file as UTF-8"):
         read_data(str(tmp_path / "mine.csv"), None, seed=0)
 
 
@@ -261,6 +261,7 @@ def test_models_of_all_targets_are_kept_and_measured(tiny_bert, tmp_path):
     [
         (["sentence", "label", "idx"], "text-classification", {"text": "sentence", "label": "label"}),
         (["Text", "Category"], "text-classification", {"text": "Text", "label": "Category"}),
+        (["text", " label "], "text-classification", {"text": "text", "label": " label "}),
         (["sentence1", "sentence2", "label"], "text-classification",
          {"text": "sentence1", "text2": "sentence2", "label": "label"}),
         (["premise", "hypothesis", "score"], "regression",
@@ -280,6 +281,8 @@ def test_columns_that_nobody_could_know_are_asked_for():
     roles = TASKS["text-classification"].roles
     with pytest.raises(ValueError, match=r"no column of \['a', 'b'\] looks like 'text'; .* --column text=a"):
         find_columns(rows, roles, {}, ("text2",))
+    with pytest.raises(ValueError, match=r"looks like 'label'; .* --column label=b; the first line .* names"):
+        find_columns(rows, roles, {"text": "a"}, ("text2",))
     with pytest.raises(ValueError, match=r"column: expected one of \['a', 'b'\] for text, got 'c'"):
         find_columns(rows, roles, {"text": "c"}, ())
     with pytest.raises(ValueError, match=r"column: expected one of \['text', .* got \['x'\]"):

@@ -149,7 +149,7 @@ def _read_file(file: Path, argument: str) -> Dataset:
         if "no data" in str(cause):
             raise ValueError(f"{argument}: expected rows in {file}, got a header only") from error
         if isinstance(cause, UnicodeError):
-            raise ValueError(f"{argument}: expected text in UTF-8 in {file} ({cause}); save it so") from error
+            raise ValueError(f"{argument}: expected text in UTF-8 in {file} ({cause}); save the file as UTF-8") from error
         raise ValueError(
             f"{argument}: expected {reader} in {file}, got what cannot be read: {cause}"
         ) from error
@@ -222,7 +222,7 @@ def find_columns(
     if len(set(given.values())) < len(given):
         raise ValueError(f"column: expected another column for each role, got {given}")
     found = dict(given)
-    by_lower = {name.lower(): name for name in rows.column_names}
+    by_lower = {name.strip().lower(): name for name in rows.column_names}
     for role, usual in roles.items():
         taken = set(found.values())
         column = next((by_lower[n] for n in usual if n in by_lower and by_lower[n] not in taken), None)
@@ -230,8 +230,9 @@ def find_columns(
             found[role] = column
     missing = [role for role in roles if role not in found and role not in optional]
     if missing:
+        free = next((name for name in rows.column_names if name not in found.values()), "NAME")
         raise ValueError(
             f"column: no column of {rows.column_names} looks like {missing[0]!r}; say which it is, as in "
-            f"--column {missing[0]}={rows.column_names[0]}"
+            f"--column {missing[0]}={free}; the first line of a CSV file must have the names of the columns"
         )
     return {role: found[role] for role in roles if role in found}
