@@ -62,12 +62,13 @@ class PruningConfig:
             ``latency``.
         length: tokens per sequence, also for multiply-adds. ``None`` takes the median of the training data
             if it is a `datasets.Dataset`, else 128. For images the number is given by the model.
-        threads: torch threads of that pass; ``None`` for as many as torch has.
+        threads: threads of the timed forward pass; ``None`` for as many as torch has.
         latency_table: file with times for another engine or machine, of the same batch and length; see
             :mod:`hf_mlprune.exporting.table`. ``None`` measures in torch as the run begins.
         preset: ``"default"`` or ``"paper"`` (MLPruning's formulas, arXiv:2105.14636v1).
-        levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; blocks are pruned after the others. With
-            ``"attention"`` for ``"heads"`` all heads of a layer go together, with ``"ffn"`` all rows of FC1.
+        levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; blocks are pruned after the others.
+            ``"attention"``, in place of ``"heads"``, removes all heads of a layer at once; ``"ffn"`` removes
+            all its FC1 rows.
         row_sites: the matrices whose rows are pruned by the level ``"rows"``:
             ``"fc1"``, ``"attention_output"``,
             ``"fc2"``. Rows of the last two are scattered back into the residual.
@@ -92,11 +93,11 @@ class PruningConfig:
         attention_weight: weight of the attention term; other than 0 switches student and teacher
             to eager attention while training.
         distillation_temperature: softmax temperature of the logits term.
-        block_teacher: who teaches the block phase: ``"step1"`` (the model as it was after heads and
+        block_teacher: the teacher in the block phase: ``"step1"`` (the model as it was after heads and
             rows) or ``"teacher"``.
         recovery_dropout: dropout probability in the encoder after masks are final, if there is a teacher; in
             ``[0, 1]``. ``None`` keeps the dropout of the model.
-        stall_steps: steps without a change of density in a pruning phase after which to warn.
+        stall_steps: warn after so many steps of a pruning phase without a change of density.
     """
 
     density: float | None = None

@@ -149,7 +149,9 @@ def _read_file(file: Path, argument: str) -> Dataset:
         if "no data" in str(cause):
             raise ValueError(f"{argument}: expected rows in {file}, got a header only") from error
         if isinstance(cause, UnicodeError):
-            raise ValueError(f"{argument}: expected text in UTF-8 in {file} ({cause}); save the file as UTF-8") from error
+            raise ValueError(
+                f"{argument}: expected text in UTF-8 in {file} ({cause}); save the file as UTF-8"
+            ) from error
         raise ValueError(
             f"{argument}: expected {reader} in {file}, got what cannot be read: {cause}"
         ) from error

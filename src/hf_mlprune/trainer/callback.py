@@ -200,7 +200,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Leave the learning rates to the schedule again."""
+        """Restore the learning rates of the schedule."""
         self._at_work().warm_up()
 
     def on_step_end(
