@@ -132,30 +132,6 @@ def _ablated(group: Sequence[Line]) -> str:
     return f"{metric:.1f}, {loss:.3f} ({len(group)})"
 
 
-def against_density_table(lines: Iterable[Line], model: str) -> str:
-    """`speedup=` beside `density=`, both of about the same latency: tasks x targets, means over the seeds."""
-    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    timed: set[tuple[str, int, float]] = set()
-    mine = [line for line in lines if line["model"] == model and line["method"] == "default"]
-    for line in mine:
-        speedup = json.loads(line["settings"]).get("speedup")
-        if speedup is not None:
-            groups[line["task"], f"`speedup={speedup:g}`"].append(line)
-            # Its density to ask for is that of the run to compare it with.
-            timed.add((line["task"], line["seed"], line["target_density"]))
-    for line in mine:
-        if line["settings"] == "{}" and (line["task"], line["seed"], line["target_density"]) in timed:
-            groups[line["task"], f"`density={line['target_density']:g}`"].append(line)
-    body = []
-    for (task, target), group in sorted(groups.items(), key=lambda item: TASKS.index(item[0][0])):
-        metric, density, speed = (
-            statistics.fmean(line[name] for line in group) for name in ("metric", "density", "latency_ratio")
-        )
-        share = f"{100 * density:.0f} %"
-        body.append([task, target, f"{metric:.1f} ({len(group)})", f"{speed:.2f}x", share])
-    return markdown(["task", "target", "metric", "measured speed", "weights"], body)
-
-
 def targets_table(file: Path) -> str:
     """Speedups that were asked for x engines and shapes: what was predicted and what was measured."""
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
@@ -195,7 +171,6 @@ def blocks() -> dict[str, Callable[[], str]]:
     return {
         "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
         "accuracy of MiniLM-L3": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L3"),
-        "speedup against density": lambda: against_density_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
         "several sizes": lambda: several_sizes_table(finished(RESULTS / "several_sizes.jsonl")),
         "targets of MiniLM-L6": lambda: targets_table(RESULTS / "targets_MiniLM-L6.json"),
         "targets of BERT-base": lambda: targets_table(RESULTS / "targets_BERT-base.json"),

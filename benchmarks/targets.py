@@ -12,6 +12,7 @@ import json
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,51 +58,58 @@ def pruned_to(source: str, speedup: float, batch: int, length: int, table: Path)
     return model.eval(), predicted
 
 
+def measured_rows(source: str, engine: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All targets in one engine; one table of times for each shape."""
+    rows = []
+    for shape in args.shapes:
+        batch, length = map(int, shape.split("x"))
+        model = AutoModel.from_config(AutoConfig.from_pretrained(source))
+        found = measure_table(
+            model, engine=engine, batch=batch, length=length, threads=torch.get_num_threads()
+        )
+        for speedup in args.speedups:
+            with tempfile.TemporaryDirectory() as work:
+                table = Path(work) / "table.json"
+                table.write_text(json.dumps(found))
+                model, predicted = pruned_to(source, speedup, batch, length, table)
+                encoder = inspect_encoder(model)
+                inputs = random_batch(model, encoder, batch, length)
+                inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+                if engine == "torch":
+                    inputs.pop("attention_mask")
+                pair = [stock_encoder(encoder).eval(), model]
+                folder = Path(work) / "engine"
+                folder.mkdir()
+                make = partial(in_engine, encoder, engine, torch.get_num_threads(), folder)
+                if engine == "torch":
+                    calls = [partial(each, **inputs) for each in pair]
+                else:
+                    calls = [make(each, inputs) for each in pair]
+                with torch.inference_mode():
+                    measured = interleave(calls, rounds=40, budget_seconds=60).ratios[1]
+            rows.append(
+                {
+                    "engine": engine,
+                    "shape": shape,
+                    "speedup": speedup,
+                    "predicted": round(predicted, 3),
+                    "measured": round(measured, 3),
+                    "error": round(measured / speedup - 1, 4),
+                    "density": round(report(model).density, 4),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
-    """Measure all targets, one table for each shape and engine."""
+    """Measure all targets, one file of results for each engine."""
     args = parse_arguments()
     name, _, source = args.model.partition("=")
-    rows = []
     for engine in args.engines:
-        for shape in args.shapes:
-            batch, length = map(int, shape.split("x"))
-            model = AutoModel.from_config(AutoConfig.from_pretrained(source))
-            found = measure_table(
-                model, engine=engine, batch=batch, length=length, threads=torch.get_num_threads()
-            )
-            for speedup in args.speedups:
-                with tempfile.TemporaryDirectory() as work:
-                    table = Path(work) / "table.json"
-                    table.write_text(json.dumps(found))
-                    model, predicted = pruned_to(source, speedup, batch, length, table)
-                    encoder = inspect_encoder(model)
-                    inputs = random_batch(model, encoder, batch, length)
-                    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
-                    if engine == "torch":
-                        inputs.pop("attention_mask")
-                    pair = [stock_encoder(encoder).eval(), model]
-                    folder = Path(work) / "engine"
-                    folder.mkdir()
-                    make = partial(in_engine, encoder, engine, torch.get_num_threads(), folder)
-                    if engine == "torch":
-                        calls = [partial(each, **inputs) for each in pair]
-                    else:
-                        calls = [make(each, inputs) for each in pair]
-                    with torch.inference_mode():
-                        measured = interleave(calls, rounds=40, budget_seconds=60).ratios[1]
-                rows.append(
-                    {
-                        "engine": engine,
-                        "shape": shape,
-                        "speedup": speedup,
-                        "predicted": round(predicted, 3),
-                        "measured": round(measured, 3),
-                        "error": round(measured / speedup - 1, 4),
-                        "density": round(report(model).density, 4),
-                    }
-                )
-                print(json.dumps(rows[-1]), flush=True)
-    write_result({"model": name, "rows": rows}, f"targets_{name}")
+        rows = measured_rows(source, engine, args)
+        of_engine = "" if engine == "torch" else f"_{engine}"
+        write_result({"model": name, "rows": rows}, f"targets_{name}{of_engine}")
 
 
 if __name__ == "__main__":

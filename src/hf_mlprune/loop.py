@@ -26,7 +26,7 @@ def start(model: nn.Module, max_steps: int, step: int = 0, *, length: int | None
     Args:
         model: a model with masks, its buffers as they were after that step.
         max_steps: optimizer steps of the whole run, from 20 up.
-        step: completed optimizer steps; with 0 all masks are opened first.
+        step: completed optimizer steps; with 0 all units are kept at first.
         length: tokens of a typical row of the data. It is used if the target depends on it and the settings
             do not give it.
 

@@ -40,6 +40,9 @@ class Job:
         fine_tune_learning_rate: ``None`` takes 1e-4, or 5e-5 for models of 512 features and more.
         max_length: maximum tokens per row; ``None`` means 128, or 384 for question answering.
         seed: seed of all random numbers.
+
+    Raises:
+        ValueError: an argument is out of its range, or a setting is unknown.
     """
 
     model: str

@@ -41,12 +41,13 @@ class PruningCallback(TrainerCallback, ExportableState):
             ``latency="12 ms"``, ``size="30 MB"`` or ``multiply_adds=0.25``; for several models from one
             run ``targets=[0.5, 0.35, 0.2]``. All may be left out if the model has masks already
             (``attach``, or a ``PrunableBertFor...``).
-        teacher: a module that takes the same inputs as the model, or the folder or hub name of a model of
-            the same class. It must be fine-tuned on the same labels.
+        teacher: a module of any class that takes the same inputs as the model, or the folder or hub name of
+            a model of the same class. It must be fine-tuned on the same labels.
         settings: any other setting of :class:`~hf_mlprune.config.PruningConfig`, by name.
 
     Raises:
         ValueError: a setting is unknown or out of its range.
+        TypeError: the teacher is no module and no name.
     """
 
     def __init__(
