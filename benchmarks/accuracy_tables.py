@@ -198,7 +198,10 @@ def pages() -> list[Path]:
 
 
 def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
-    """Metric over density or speed, one field per task, one line per method."""
+    """Difference to dense over density or speed, one field per task, one line per method.
+
+    Differences, as not all methods have all seeds.
+    """
     import matplotlib.pyplot as plt  # only to draw
 
     found = cells(lines, model)
@@ -216,7 +219,7 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
             points = [cell for key, cell in found.items() if (key[0], key[2], key[3]) == (method, 1, task)]
             points.sort(key=lambda cell: getattr(cell, across))
             if points:
-                xs, ys = ([getattr(cell, name) for cell in points] for name in (across, "metric"))
+                xs, ys = ([getattr(cell, name) for cell in points] for name in (across, "change"))
                 if method in DENSE and across == "speedup":
                     # One shape, whatever the task: what was measured beside the others is noise.
                     same = [cell.speedup for key, cell in found.items() if key[0] == method]
@@ -231,7 +234,7 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
                 )
         axis.set(title=task, xlabel=LABELS[across])
     for row in axes:
-        row[0].set_ylabel("metric")
+        row[0].set_ylabel("difference from dense, points")
     handles = {
         name: handle
         for axis in axes.flat
