@@ -114,9 +114,9 @@ def ablation_table(lines: Iterable[Line]) -> str:
 
 
 def _changes(line: Line) -> str:
-    changes = [f"`{name}={value}`" for name, value in json.loads(line["settings"]).items()]
     if line["method"] in DENSE:
         return ""
+    changes = [f"`{name}={value}`" for name, value in json.loads(line["settings"]).items()]
     if line["target_density"] != USUAL_DENSITY:
         changes.append(f"density {100 * line['target_density']:g} %")
     if line["learning_rate"] != PRUNING_RATE:

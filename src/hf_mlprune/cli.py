@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from .budgets import TARGETED
+from .methods import METHODS
 from .terminal import INTERRUPTED, be_quiet, columns_of, err, errors_in_words, out, pairs, show
 
 app = typer.Typer(
@@ -54,7 +55,7 @@ def prune(
     size: Annotated[str | None, typer.Option(help="or: bytes of the file, as '30 MB'")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="fisher (the default), mlpruning, magnitude, group-lasso, snip or random"),
+        typer.Option(help=f"{', '.join(METHODS)} (that of the preset)"),
     ] = None,
     preset: Annotated[str, typer.Option(help="default, or paper")] = "default",
     setting: Annotated[
@@ -67,7 +68,9 @@ def prune(
     epochs: Annotated[float, typer.Option(help="epochs of pruning")] = 6.0,
     fine_tune_epochs: Annotated[float, typer.Option(help="epochs of fine-tuning")] = 3.0,
     steps: Annotated[int | None, typer.Option(help="steps of pruning, in place of epochs")] = None,
-    fine_tune_steps: Annotated[int | None, typer.Option(help="steps of fine-tuning, as well")] = None,
+    fine_tune_steps: Annotated[
+        int | None, typer.Option(help="steps of fine-tuning, in place of epochs")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="rows of a step")] = 32,
     learning_rate: Annotated[
         float | None, typer.Option(help="of pruning (six times that of fine-tuning; embeddings: 1e-3)")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from ..files import write_folder, write_json
 from ..modeling.checkpoint import write_text
 from ..modeling.pretrained import REPORT_FILE, PrunedMixin
+from ..reports.folder import JOB
 from ..reports.report import Report
 from ..trainer.callback import PruningCallback
 from ..trainer.resuming import last_complete_checkpoint
@@ -23,7 +24,7 @@ from ..trainer.targets import target_folder
 from .agreement import agreement, save_sentence_model
 from .batches import LengthTrainer
 from .interrupting import SaveOnInterrupt
-from .plan import RECORD, Job
+from .plan import Job
 from .preparing import Prepared, check_reachable, prepare
 from .progress import Bar
 
@@ -84,7 +85,7 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
     if prepared.fine_tune and not resume:
         check_reachable(prepared)
     work = out / WORK
-    write_json(work / RECORD, job.to_dict())
+    write_json(work / JOB, job.to_dict())
     dense = job.model
     if prepared.fine_tune:
         dense = str(out / DENSE)
@@ -123,12 +124,12 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
 def check_folder(job: Job, *, resume: bool) -> None:
     """Refuse a folder that holds something else; see :func:`prune`."""
     out = Path(job.out)
-    record = out / WORK / RECORD
+    record = out / WORK / JOB
     if resume:
         if not record.is_file():
             raise FileNotFoundError(
                 f"resume: expected an interrupted job in {out}, got "
-                + ("one that is finished" if (out / RECORD).is_file() else "none; leave out --resume")
+                + ("one that is finished" if (out / JOB).is_file() else "none; leave out --resume")
             )
         differences = job.differences(json.loads(record.read_text(encoding="utf-8")))
         if differences:
@@ -263,8 +264,8 @@ def _write(prepared: Prepared, model: PreTrainedModel, trainer: Trainer, out: Pa
         prepared.tokenizer.save_pretrained(out)
     trainer.state.save_to_json(str(out / "trainer_state.json"))
     record = {**found.to_dict(), "job": prepared.job.to_dict()}
-    write_json(out / RECORD, record)
+    write_json(out / JOB, record)
     for name, metrics in found.others.items():
         report = json.loads((out / name / REPORT_FILE).read_text(encoding="utf-8"))
         own = {"out": str(out / name), "pruned_metrics": metrics, "report": report, "others": {}}
-        write_json(out / name / RECORD, {**record, **own})
+        write_json(out / name / JOB, {**record, **own})

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from ..exporting.metric import IGNORED, ComputeMetrics
 from ..families import read_config
+from ..reports.folder import JOB, read_stored
 from .data import read_any_splits, rows_to_judge
-from .plan import recorded_arguments
 from .preparing import TASKS, longest_row, tokenized
 from .tasks import Regression, Task, TextClassification
 
@@ -58,7 +58,7 @@ def read_labelled(
     config = read_config(model, "folder: expected that of a model")
     kind = _task_of(config)
     splits = read_any_splits(data)
-    first, job = next(iter(splits.values())), recorded_arguments(model)
+    first, job = next(iter(splits.values())), (read_stored(model, JOB) or {}).get("job", {})
     usual = {role: name for role, name in job.get("columns", {}).items() if name in first.column_names}
     task = kind(first, {**usual, **(columns or {})})
     rows = rows_to_judge(splits, task.label_column)

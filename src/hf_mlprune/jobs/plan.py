@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..config import PruningConfig
 from ..schedule import MINIMUM_STEPS
 from ..values import check_number, check_whole_number
-
-#: File in the folder of a finished job: what it did, and its arguments.
-RECORD = "job.json"
 
 
 @dataclass(frozen=True)
@@ -92,10 +87,3 @@ class Job:
             for name in now
             if now[name] != earlier.get(name)
         ]
-
-
-def recorded_arguments(folder: str | Path) -> dict[str, Any]:
-    """Arguments of the job that wrote a model, in JSON form; none if no job did."""
-    file = Path(folder) / RECORD
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return dict(found["job"]) if isinstance(found, dict) and "job" in found else {}

@@ -23,7 +23,7 @@ from .counting import report, reported_encoders
 from .report import Report
 
 TRAINER_STATE = "trainer_state.json"
-#: What the command writes into the folder of a job.
+#: What a job did, and its arguments: in its folder.
 JOB = "job.json"
 
 
@@ -94,9 +94,9 @@ def read_folder(name: str) -> PrunedFolder:
     if not isinstance(getattr(config, "structure", None), dict):
         raise ValueError(f"expected a pruned model, got {name}, whose config.json has no structure")
     model = AutoModel.from_pretrained(name)
-    stored = _stored(name, REPORT_FILE)
+    stored = read_stored(name, REPORT_FILE)
     found = report(model) if stored is None else Report.from_dict(stored)
-    history = (_stored(name, TRAINER_STATE) or {}).get("log_history", [])
+    history = (read_stored(name, TRAINER_STATE) or {}).get("log_history", [])
     files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
     return PrunedFolder(
         name=name,
@@ -106,11 +106,11 @@ def read_folder(name: str) -> PrunedFolder:
         ),
         history=tuple(history),
         file_bytes=sum(file.stat().st_size for file in files) or None,
-        metrics=_metrics(_stored(name, JOB) or {}),
+        metrics=_metrics(read_stored(name, JOB) or {}),
     )
 
 
-def _stored(name: str, file: str) -> dict[str, Any] | None:
+def read_stored(name: str, file: str) -> dict[str, Any] | None:
     """A JSON file of a folder or of the hub; ``None`` if there is none."""
     path = find_file(name, file)
     if path is None:
