@@ -43,7 +43,7 @@ class Plan:
         teacher_steps: of the fine-tune that the teacher is.
         steps: of pruning.
         dense_rate: learning rate of dense fine-tunes, the teacher among them; chosen on held-back rows.
-        batch: rows per step.
+        batch: examples per step.
         length: most tokens of a row.
     """
 

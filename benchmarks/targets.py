@@ -75,16 +75,15 @@ def measured_rows(source: str, engine: str, args: argparse.Namespace) -> list[di
                 encoder = inspect_encoder(model)
                 inputs = random_batch(model, encoder, batch, length)
                 inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+                pair = [stock_encoder(encoder).eval(), model]
                 if engine == "torch":
                     inputs.pop("attention_mask")
-                pair = [stock_encoder(encoder).eval(), model]
-                folder = Path(work) / "engine"
-                folder.mkdir()
-                make = partial(in_engine, encoder, engine, torch.get_num_threads(), folder)
-                if engine == "torch":
                     calls = [partial(each, **inputs) for each in pair]
                 else:
-                    calls = [make(each, inputs) for each in pair]
+                    folder = Path(work) / "engine"
+                    folder.mkdir()
+                    threads = torch.get_num_threads()
+                    calls = [in_engine(encoder, engine, threads, folder, each, inputs) for each in pair]
                 with torch.inference_mode():
                     measured = interleave(calls, rounds=40, budget_seconds=60).ratios[1]
             rows.append(

@@ -88,7 +88,7 @@ def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
     [
         (("report", "./nowhere"), "error: expected the folder of a model, got ./nowhere, where nothing is"),
         (("bench", "{small}", "--engine", "tensorrt"), "error: engine: expected one of .* got 'tensorrt'"),
-        (("bench", "{small}", "--shape", "1by2"), "error: shape: expected rows x tokens, .* got '1by2'"),
+        (("bench", "{small}", "--shape", "1by2"), "error: shape: expected batch x tokens, .* got '1by2'"),
         (("bench", "{small}", "--shape", "1x100000"), "error: shape: expected at most .* tokens"),
         (("bench", "{small}", "--threads", "0"), "error: threads: expected a whole number from 1 up, got 0"),
         (("report", "no-such-model"), "error: expected the folder .* got 'no-such-model'"),

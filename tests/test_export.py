@@ -291,12 +291,12 @@ REFUSED = {
     "one size": (
         {"latency": (1, 128)},
         ValueError,
-        r"latency: expected pairs of rows and tokens, .*\(1, 128\)",
+        r"latency: expected pairs of batch and tokens, .*\(1, 128\)",
     ),
     "no rows": (
         {"latency": ((0, 8),)},
         ValueError,
-        "latency: expected pairs of rows and tokens, each 1 or more",
+        "latency: expected pairs of batch and tokens, each 1 or more",
     ),
     "threads": ({"threads": -1}, ValueError, "threads: expected 1 or more, or None"),
     "tokenizer": (

@@ -122,7 +122,7 @@ def test_classes_that_only_the_test_has_are_refused(tiny_bert, tmp_path):
     unseen = [*rows_of(4), {"review": "rain again", "topic": "weather"}]
     test = write(unseen, tmp_path / "test.csv")
     with pytest.raises(
-        ValueError, match=r"test: expected the classes of the rows to train on .* \['weather'\]"
+        ValueError, match=r"test: expected the classes of the training examples .* \['weather'\]"
     ):
         prepare(job_of(tiny_bert, tmp_path, data, test=test))
     words = [{"tokens": ["a", "goal"], "tags": ["O", "SPORT"]} for _ in range(12)]
@@ -248,7 +248,7 @@ def test_models_of_all_targets_are_kept_and_measured(tiny_bert, tmp_path):
     data, said = write(rows, tmp_path / "mine.csv"), []
     job = job_of(tiny_bert, tmp_path, data, settings={"targets": [0.6, 0.4]}, steps=40)
     found = prune(job, say=said.append)
-    assert "note: 1 rows to train on have nothing in 'review'" in said
+    assert "note: 1 training examples have nothing in 'review'" in said
     assert set(found.others) == {"density-0.6"}
     assert set(found.others["density-0.6"]) == {"accuracy", "f1"}
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", subfolder="density-0.6")

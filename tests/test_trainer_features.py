@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
 from hf_mlprune.trainer.session import SMOOTHED_OVER_ITEMS
 from support.models import LABELS, make_batch, make_dataset, make_model
+from support.processes import run_forked
 from support.training import make_trainer, training_arguments
 
 #: Its name before and since it changed within transformers 5.
@@ -73,7 +75,6 @@ class Watch(TrainerCallback):
         {"weight_decay": 0.1, "warmup_steps": 5},
         {"max_steps": -1, "num_train_epochs": 3},
         {"neftune_noise_alpha": 5.0},
-        {"dataloader_num_workers": 1},
         {"torch_empty_cache_steps": 2},
     ],
     ids=lambda changes: "-".join(changes),
@@ -84,6 +85,16 @@ def test_training_arguments(changes, taught, tmp_path):
     trainer = make_trainer(tmp_path, make_model(), callback(teacher=teacher), **changes)
     trainer.train()
     assert_pruned(trainer)
+
+
+def train_with_workers(folder: Path, taught: bool) -> None:
+    test_training_arguments({"dataloader_num_workers": 2}, taught, folder)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_data_loaded_by_other_processes(taught, tmp_path):
+    """In a process of its own: this one may have threads of other engines, and a fork copies their locks."""
+    assert run_forked(train_with_workers, tmp_path, taught) == 0
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def prune(
             help="text-classification, regression, token-classification, question-answering, embeddings"
         ),
     ] = "text-classification",
-    test: Annotated[str | None, typer.Option(help="file with the rows to test on")] = None,
+    test: Annotated[str | None, typer.Option(help="file with the test examples")] = None,
     column: Column = None,
     density: Annotated[float | None, typer.Option(help="share of encoder weights to keep (0.25)")] = None,
     speedup: Annotated[
@@ -71,7 +71,7 @@ def prune(
     fine_tune_steps: Annotated[
         int | None, typer.Option(help="steps of fine-tuning, in place of epochs")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="rows of a step")] = 32,
+    batch_size: Annotated[int, typer.Option(help="examples per step")] = 32,
     learning_rate: Annotated[
         float | None, typer.Option(help="of pruning (six times that of fine-tuning; embeddings: 1e-3)")
     ] = None,
@@ -79,7 +79,7 @@ def prune(
         float | None, typer.Option(help="of fine-tuning (1e-4; from 512 features up 5e-5)")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="most tokens of a row (128; question answering: 384)")
+        int | None, typer.Option(help="most tokens of an example (128; question answering: 384)")
     ] = None,
     seed: Annotated[int, typer.Option(help="of all random numbers")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen, and end")] = False,
@@ -162,7 +162,7 @@ def bench(
         str | None, typer.Option(help="model to compare with (its dense form, random weights)")
     ] = None,
     engine: Annotated[list[str] | None, typer.Option(help="torch, onnx, openvino; may be repeated")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="rows x tokens, as 1x128; may be repeated")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="batch x tokens, as 1x128; may be repeated")] = None,
     threads: Annotated[int | None, typer.Option(help="of the processor (as many as torch has)")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="the pruned model in int8, too (onnx)")] = False,
     as_json: AsJson = False,
@@ -210,11 +210,11 @@ def export(
     ] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="smaller and faster; may cost accuracy")] = False,
     data: Annotated[
-        str | None, typer.Option(help="file with labelled rows: int8 may lose --max-drop points on them")
+        str | None, typer.Option(help="file with labelled examples: int8 may lose --max-drop points on them")
     ] = None,
     column: Column = None,
     max_length: Annotated[
-        int | None, typer.Option(help="most tokens of a row of the data; as in the job that made the model")
+        int | None, typer.Option(help="most tokens of an example; as in the job that made the model")
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="most points that int8 may lose on the data (0.5)")

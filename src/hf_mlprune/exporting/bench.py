@@ -73,7 +73,7 @@ class Bench:
     def table(self) -> Table:
         """For a terminal."""
         table = Table(
-            "rows x tokens", "", "ms", "speed", caption=f"{self.processor}, threads: {self.threads}"
+            "batch x tokens", "", "ms", "speed", caption=f"{self.processor}, threads: {self.threads}"
         )
         for row in self.rows:
             shape = f"{row.batch} x {row.length}"
@@ -146,7 +146,7 @@ def read_shape(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", text)
     if match is None:
-        raise ValueError(f"shape: expected rows x tokens, such as 1x128, got {text!r}")
+        raise ValueError(f"shape: expected batch x tokens, such as 1x128, got {text!r}")
     return int(match[1]), int(match[2])
 
 

@@ -62,7 +62,7 @@ def check_numbers(latency: Sequence[tuple[int, int]], threads: int | None) -> No
     """
     if latency is not None and not (isinstance(latency, Sequence) and all(map(_is_size, latency))):
         raise ValueError(
-            "latency: expected pairs of rows and tokens, each 1 or more, such as ((1, 128),), or () to "
+            "latency: expected pairs of batch and tokens, each 1 or more, such as ((1, 128),), or () to "
             f"measure nothing, got {latency!r}"
         )
     if threads is not None and not _is_count(threads):
@@ -152,8 +152,8 @@ def check_batches(source: Source, batches: Sequence[Mapping[str, Any]]) -> None:
         for name, tensor in inputs_of(batch, source.names).items():
             if tensor.dim() != example[name].dim():
                 raise ValueError(
-                    f"data: expected {name} of {example[name].dim()} axes, the first of which are rows, got "
-                    f"shape {tuple(tensor.shape)}; a dataset of single rows must be batched, such as by "
+                    f"data: expected {name} of {example[name].dim()} axes, first the batch, got "
+                    f"shape {tuple(tensor.shape)}; a dataset of single examples must be batched, such as by "
                     "trainer.get_eval_dataloader(dataset)"
                 )
             if source.encoder.family.takes_images:

@@ -21,7 +21,7 @@ MODULES = "modules.json"
 
 @torch.inference_mode()
 def agreement(dense: nn.Module, pruned: nn.Module, prepared: Prepared) -> float:
-    """Mean cosine between both models' embeddings of the rows to test on, x 100: means over real tokens."""
+    """Mean cosine between both models' embeddings of the test examples, x 100: means over real tokens."""
     collate, rows = prepared.task.collator(prepared.tokenizer), prepared.tokens["test"]
     device = next(pruned.parameters()).device
     dense.to(device)

@@ -54,10 +54,10 @@ def _stripped(value: Any) -> Any:
 
 
 def check_known(unknown: set[str], label: str) -> None:
-    """Refuse classes that no row to train on has."""
+    """Refuse classes that no training example has."""
     if unknown:
         raise ValueError(
-            f"test: expected the classes of the rows to train on in {label!r}, got {sorted(unknown)[:5]}, "
+            f"test: expected the classes of the training examples in {label!r}, got {sorted(unknown)[:5]}, "
             "too; no model can learn these: take the rows out, or add such rows to the data"
         )
 

@@ -37,11 +37,11 @@ def read_splits(data: str, test: str | None) -> dict[str, Dataset]:
     Args:
         data: a file, a folder with one file per split (``train.csv``, ``test.csv``), or a name of the hub,
             with a configuration behind a colon if it has several (``glue:mrpc``).
-        test: a file with the rows to test on, which are then the one other split.
+        test: a file with the test examples, which are then the one other split.
 
     Raises:
         FileNotFoundError: there is no such file, and no such data set.
-        ValueError: a file of another kind, or no rows to train on.
+        ValueError: a file of another kind, or one without rows.
     """
     splits = _read(data, "data")
     if "train" not in splits:

@@ -44,7 +44,7 @@ class JobReport:
         dense: folder or name of the model that it was pruned from.
         task: of the job.
         metric: name of the main metric.
-        dense_metrics: of the dense model, on the rows to test on.
+        dense_metrics: of the dense model, on the test examples.
         pruned_metrics: of the pruned one.
         report: what is left, measured.
         others: with several targets: folder of each larger model (inside ``out``) -> its metrics.
@@ -142,8 +142,8 @@ def check_folder(job: Job, *, resume: bool) -> None:
 
 
 def _say_found(prepared: Prepared, say: Say) -> None:
-    rows = ", ".join(f"{len(part)} rows to {name} on" for name, part in prepared.data.items())
-    say(f"data: {rows}; columns: {', '.join(f'{r}={c}' for r, c in prepared.task.columns.items())}")
+    sizes = f"{len(prepared.data['train'])} training examples, {len(prepared.data['test'])} test examples"
+    say(f"data: {sizes}; columns: {', '.join(f'{r}={c}' for r, c in prepared.task.columns.items())}")
     if prepared.task.labels is not None:
         names = [repr(name) for name in prepared.task.labels]
         say(f"classes: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})")
@@ -151,7 +151,7 @@ def _say_found(prepared: Prepared, say: Say) -> None:
         column = prepared.task.columns.get(role)
         empty = 0 if column is None else sum(text in (None, "") for text in prepared.data["train"][column])
         if empty:
-            say(f"note: {empty} rows to train on have nothing in {column!r}")
+            say(f"note: {empty} training examples have nothing in {column!r}")
     action = f"fine-tuning first, {prepared.steps[0]} steps" if prepared.fine_tune else "no fine-tuning"
     say(f"{action}: {prepared.why}")
 

@@ -22,7 +22,7 @@ class Job:
         out: folder for the pruned model.
         task: a name of ``hf_mlprune.jobs.preparing.TASKS``.
         settings: the target and other settings of :class:`~hf_mlprune.config.PruningConfig`.
-        test: file with the rows to test on.
+        test: file with the test examples.
         columns: role -> column name, if the columns have other names than the roles.
         fine_tune: whether to fine-tune before pruning; ``None`` decides by whether the model has these
             classes.
@@ -30,7 +30,7 @@ class Job:
         fine_tune_epochs: passes over the data while fine-tuning; there are 200 steps at least.
         steps: number of pruning steps, instead of ``epochs``.
         fine_tune_steps: number of fine-tuning steps, instead of ``fine_tune_epochs``.
-        batch_size: rows per step.
+        batch_size: examples per step.
         learning_rate: of pruning; ``None`` takes six times that of fine-tuning.
         fine_tune_learning_rate: ``None`` takes 1e-4, or 5e-5 for models of 512 features and more.
         max_length: maximum tokens per row; ``None`` means 128, or 384 for question answering.

@@ -198,7 +198,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 
 
 def _classes_of(prepared: Prepared, labels: list[str]) -> dict[str, Any]:
-    """How many there are, and how many rows of the largest and smallest to train on."""
+    """How many there are, and how many training examples of the largest and smallest."""
     values = prepared.data["train"][prepared.task.columns["label"]]
     flat = [value for row in values for value in row] if isinstance(values[0], list) else list(values)
     counts = np.bincount(np.asarray(flat), minlength=len(labels))
