@@ -132,9 +132,11 @@ def _ablated(group: Sequence[Line]) -> str:
     return f"{metric:.1f}, {loss:.3f} ({len(group)})"
 
 
-def targets_table(file: Path) -> str:
+def targets_table(model: str) -> str:
     """Speedups that were asked for x engines and shapes: what was predicted and what was measured."""
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    files = [RESULTS / f"targets_{model}{engine}.json" for engine in ("", "_onnx", "_openvino")]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    rows = [row for each in found for row in each["rows"]]
     body = [
         [
             f"{row['engine']}, {row['shape'].replace('x', ' x ')}",
@@ -172,8 +174,8 @@ def blocks() -> dict[str, Callable[[], str]]:
         "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
         "accuracy of MiniLM-L3": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L3"),
         "several sizes": lambda: several_sizes_table(finished(RESULTS / "several_sizes.jsonl")),
-        "targets of MiniLM-L6": lambda: targets_table(RESULTS / "targets_MiniLM-L6.json"),
-        "targets of BERT-base": lambda: targets_table(RESULTS / "targets_BERT-base.json"),
+        "targets of MiniLM-L6": lambda: targets_table("MiniLM-L6"),
+        "targets of BERT-base": lambda: targets_table("BERT-base"),
         "ablations": lambda: ablation_table(finished(RESULTS / "ablations.jsonl")),
     }
 
