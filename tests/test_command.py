@@ -78,7 +78,7 @@ def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
     words += ("--column", "label=topic", "--set", "multiply_adds=0.6", "--dry-run", "--batch-size", 4)
     found = json.loads(run(*words, "--json"))
     assert found["target"] == "multiply_adds=0.6"
-    assert found["rows"] == {"train": 54, "test": 6}
+    assert found["examples"] == {"train": 54, "test": 6}
     assert "because" in run(*words)
     assert not (tmp_path / "x").exists()
 

@@ -367,8 +367,8 @@ def test_a_file_becomes_a_pruned_model_with_all_it_needs(tiny_bert, tmp_path):
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(tiny_bert, tmp_path):
     data = write(rows_of(), tmp_path / "mine.csv")
     found = describe(prepare(job_of(tiny_bert, tmp_path, data)))
-    assert found["rows"] == {"train": 54, "test": 6}
-    assert found["classes"] == {"number": 2, "rows of each": {"money": 27, "sport": 27}}
+    assert found["examples"] == {"train": 54, "test": 6}
+    assert found["classes"] == {"number": 2, "examples of each": {"money": 27, "sport": 27}}
     assert found["target"] == "density=0.4"
     assert found["pruning"] == "24 steps"
     assert found["about minutes"] >= 0

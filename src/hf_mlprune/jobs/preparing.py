@@ -132,7 +132,7 @@ def tokenized(task: Task, data: DatasetDict, tokenizer: Any, length: int) -> Dat
 
 
 def longest_row(max_length: int | None, task: Task, tokenizer: Any) -> int:
-    """Tokens at which rows are cut: those asked for, or the task's; at most the tokenizer's."""
+    """Tokens at which examples are cut: those asked for, or the task's; at most the tokenizer's."""
     return int(min(max_length or task.max_length, tokenizer.model_max_length))
 
 
@@ -179,13 +179,13 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "model": job.model,
         "task": job.task,
         "target": "{}={}".format(*prepared.job.config().target),
-        "rows": {name: len(part) for name, part in tokens.items()},
+        "examples": {name: len(part) for name, part in tokens.items()},
         "columns": prepared.task.columns,
         **({} if labels is None else {"classes": _classes_of(prepared, labels)}),
         "tokens": {
             "median": int(np.median(lengths)),
             "95 %": int(np.quantile(lengths, 0.95)),
-            f"cut at {longest}": f"{np.mean(lengths >= longest):.1%}",
+            f"examples cut at {longest}": f"{np.mean(lengths >= longest):.1%}",
         },
         "fine-tuning": f"{prepared.steps[0]} steps" if prepared.fine_tune else "none",
         "because": prepared.why,
@@ -198,13 +198,14 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 
 
 def _classes_of(prepared: Prepared, labels: list[str]) -> dict[str, Any]:
-    """How many there are, and how many training examples of the largest and smallest."""
+    """How many there are, and how many training examples, or words, of the largest and smallest."""
     values = prepared.data["train"][prepared.task.columns["label"]]
-    flat = [value for row in values for value in row] if isinstance(values[0], list) else list(values)
+    of_words = isinstance(values[0], list)
+    flat = [value for row in values for value in row] if of_words else list(values)
     counts = np.bincount(np.asarray(flat), minlength=len(labels))
     by_size = sorted(zip(labels, counts.tolist(), strict=True), key=lambda pair: -pair[1])
     few = by_size if len(by_size) <= 20 else [*by_size[:10], ("...", len(by_size) - 20), *by_size[-10:]]
-    return {"number": len(labels), "rows of each": dict(few)}
+    return {"number": len(labels), "words of each" if of_words else "examples of each": dict(few)}
 
 
 def _step_seconds(prepared: Prepared) -> float:
