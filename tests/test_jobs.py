@@ -556,6 +556,24 @@ def test_an_interrupted_job_goes_on_to_the_same_model(stage, straight_job, tiny_
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_times_are_measured_once_for_the_check_and_the_run(tiny_bert, tmp_path):
+    """Measured again after fine-tuning, a target that the first times allow might not be reached."""
+    data = write(rows_of(), tmp_path / "mine.csv")
+    found = prune(job_of(tiny_bert, tmp_path, data, settings={"speedup": 1.2, "length": 16}))
+    file = tmp_path / "out" / "_latency_table.json"
+    table = json.loads(file.read_text())
+    assert (table["engine"], table["batch"], table["length"]) == ("torch", 1, 16)
+    assert found.report.settings["latency_table"] == str(file)
+    # Another job counts by the same times, and has no table of its own.
+    other = tmp_path / "other"
+    other.mkdir()
+    settings = {"speedup": 1.2, "length": 16, "latency_table": str(file)}
+    second = prune(job_of(tmp_path / "out" / "_dense", other, data, settings=settings))
+    assert 1.2 <= second.report.predicted_speedup < 1.3
+    assert 1.2 <= found.report.predicted_speedup < 1.3
+    assert not (other / "out" / file.name).exists()
+
+
 def test_there_must_be_something_to_resume(tiny_bert, tmp_path):
     data = write(rows_of(), tmp_path / "mine.csv")
     with pytest.raises(FileNotFoundError, match=r"resume: expected an interrupted job in .*, got none"):

@@ -20,7 +20,7 @@ from .encoders import Encoder, inspect_encoder, random_batch, stock_encoder, tok
 from .modeling.pruned import apply_structure
 from .modeling.structure import LayerStructure, Structure
 from .processes import same_in_all_processes
-from .state import STATE_NAME, PruningState
+from .state import STATE_NAME, PruningState, pruning_states
 from .timing import interleave, using_threads
 
 #: Layers of the encoders that are timed: parts of a layer are differences between them.
@@ -214,6 +214,26 @@ def table_to_json(
     times = {name: {str(i): int(t) for i, t in enumerate(table) if t >= 0} for name, table in tables.items()}
     sizes = {group: encoder.dense.units[group] for group in PARTS}
     return {"version": TABLE_VERSION, **about, "layers": len(encoder.layers), **sizes, "nanoseconds": times}
+
+
+def measured_table(model: nn.Module) -> dict[str, Any] | None:
+    """JSON form of the times that a run of a model counts by, for other runs; ``None`` if it counts others.
+
+    Args:
+        model: with masks of one encoder, whose run has begun.
+    """
+    (state,) = pruning_states(model)
+    if "rest_time" not in state.tables():
+        return None
+    tables = {name: state.get_buffer(name).cpu() for name in ("rest_time", *PARTS.values())}
+    config = state.config
+    about = {
+        "engine": "torch",
+        "batch": config.batch,
+        "length": int(state.get_buffer("target_length")),
+        "threads": config.threads or torch.get_num_threads(),
+    }
+    return table_to_json(tables, inspect_encoder(model), about)
 
 
 def read_table(file: Path, state: PruningState, image_tokens: int | None = None) -> dict[str, Tensor]:

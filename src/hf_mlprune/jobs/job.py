@@ -30,6 +30,8 @@ from .progress import Bar
 
 #: Folders of a job in its output; the underscore keeps them out of hub uploads.
 DENSE, WORK = "_dense", "_work"
+#: Times that were measured for a target of time, as ``latency_table`` reads them.
+TIMES = "_latency_table.json"
 CHECKPOINTS = 10
 
 Say = Callable[[str], None]
@@ -82,15 +84,17 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
     check_folder(job, resume=resume)
     prepared = prepare(job)
     _say_found(prepared, say)
-    if prepared.fine_tune and not resume:
-        check_reachable(prepared)
-    work = out / WORK
+    work, times = out / WORK, out / TIMES
+    table = None if resume else check_reachable(prepared)
     write_json(work / JOB, job.to_dict())
+    if table is not None:
+        write_json(times, table)
     dense = job.model
     if prepared.fine_tune:
         dense = str(out / DENSE)
         _fine_tune(prepared, work / "fine-tuning", Path(dense), resume=resume, say=say)
-    model, callback = prepared.model(dense), PruningCallback(teacher=dense, **job.settings)
+    settings = {**job.settings, "latency_table": str(times)} if times.is_file() else job.settings
+    model, callback = prepared.model(dense), PruningCallback(teacher=dense, **settings)
     if prepared.task.teaches_itself:
         # Those of words are not pruned, and the teacher's are the same.
         model.get_input_embeddings().requires_grad_(False)

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..attaching import attach
+from ..costs import measured_table
 from ..families import FAMILIES, UNSUPPORTED, read_config
 from ..loop import start
 from ..modeling.checkpoint import keep_present_names
@@ -154,15 +156,22 @@ def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
     return False, f"the model is a {architecture} for these classes"
 
 
-def check_reachable(prepared: Prepared) -> None:
+def check_reachable(prepared: Prepared) -> dict[str, Any] | None:
     """Refuse a target that the model cannot be pruned to, before it is fine-tuned; times are measured for it.
+
+    Returns:
+        The table of these times, by which the run must count, too: measured again they differ. ``None`` if
+        the target is none of time, or has a table already.
 
     Raises:
         ValueError: says what the least is, or how many steps it takes.
     """
-    model = prepared.model(prepared.job.model)
-    attach(model, prepared.job.config())
+    config = prepared.job.config()
+    # Times are of the device that trains.
+    model = prepared.model(prepared.job.model).to(PartialState().device)
+    attach(model, config)
     start(model, prepared.steps[1], length=typical_length(prepared.tokens["train"]))
+    return measured_table(model) if config.latency_table is None else None
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:
