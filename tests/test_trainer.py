@@ -460,3 +460,17 @@ def test_the_path_of_blocks_begins_where_heads_and_rows_ended(tmp_path):
     assert len(targets) > 3
     assert max(targets) <= 0.51  # the first is of the step before
     assert targets == sorted(targets, reverse=True)
+
+
+def test_a_target_of_cost_is_logged_beside_the_cost_and_not_as_a_density(tmp_path):
+    callback = PruningCallback(multiply_adds=0.5)
+    trainer = make_trainer(tmp_path, make_model(), callback, max_steps=40, logging_steps=1)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "cost" in row]
+    assert len(rows) == 40
+    assert all("density" in row and "density_target" not in row for row in rows)
+    assert rows[0]["cost"] == 1
+    assert rows[-1]["cost_target"] - 0.05 < rows[-1]["cost"] <= rows[-1]["cost_target"]
+    assert rows[-1]["cost"] != rows[-1]["density"]
+    targets = [row["cost_target"] for row in rows]
+    assert targets == sorted(targets, reverse=True)

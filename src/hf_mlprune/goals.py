@@ -64,6 +64,11 @@ def is_within_target(state: PruningState) -> bool:
     return stage.cost_of([int(gate.keep.sum()) for gate in stage.gates]) <= stage.limit(stage.budget.share())
 
 
+def cost_share(state: PruningState) -> float:
+    """Share of the pruned layers' dense cost that is left, in the budget of the run."""
+    return StructuredStage(state).kept_share()
+
+
 def predicted_speedup(state: PruningState) -> float | None:
     """How many times as fast the masked encoder will be, by the table of times; ``None`` without one."""
     if "rest_time" not in state.tables():

@@ -15,6 +15,7 @@ from torch import nn
 
 from .costs import measure_costs
 from .editing import edited
+from .goals import cost_share
 from .run import begin, current_run, learn, move
 from .schedule import make_schedules
 from .state import is_attached, pruning_states
@@ -112,7 +113,9 @@ def figures(model: nn.Module) -> dict[str, float]:
 
     Returns:
         ``density``, ``density_target``, ``pruning_phase`` (a number that prints as a name), and values of
-        the method: ``lambda`` and ``penalty`` of a regularizer, the mean ``threshold``.
+        the method: ``lambda`` and ``penalty`` of a regularizer, the mean ``threshold``. If the target is none
+        of weights, ``cost`` and ``cost_target`` stand in place of ``density_target``: shares of the time,
+        bytes or multiply-adds of the pruned layers.
     """
     states = pruning_states(model)
     runs = [current_run(state) for state in states]
@@ -121,11 +124,13 @@ def figures(model: nn.Module) -> dict[str, float]:
     def mean(values: list[float]) -> float:
         return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
-    found: dict[str, float] = {
-        "density": mean([run.density for run in runs]),
-        "density_target": mean([run.pressure.target for run in runs]),
-        "pruning_phase": runs[0].phase,
-    }
+    found: dict[str, float] = {"density": mean([run.density for run in runs])}
+    target = mean([run.pressure.target for run in runs])
+    if states[0].config.density is not None:
+        found["density_target"] = target
+    else:
+        found |= {"cost": mean([cost_share(state) for state in states]), "cost_target": target}
+    found["pruning_phase"] = runs[0].phase
     if runs[0].method.has_penalty:
         found["lambda"] = mean([run.pressure.lambda_ for run in runs])
         found["penalty"] = mean([run.pressure.penalty for run in runs])

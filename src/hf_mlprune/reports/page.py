@@ -12,7 +12,7 @@ from ..modeling.checkpoint import write_text
 from ..modeling.structure import TITLES
 from .folder import PrunedFolder
 from .picture import LEVELS
-from .plot import CURVES, curve
+from .plot import CURVES, SHARES, curve
 
 
 def write_page(found: PrunedFolder, file: Path) -> None:
@@ -66,5 +66,5 @@ def _data(found: PrunedFolder) -> dict[str, Any]:
             }
             for layer, report in zip(found.layers, found.report.layers, strict=True)
         ],
-        "curves": {label: points for name, label in CURVES.items() if (points := curve(found.history, name))},
+        "curves": {CURVES[name]: points for name in SHARES if (points := curve(found.history, name))},
     }

@@ -15,10 +15,14 @@ ENDINGS = (".png", ".svg", ".pdf")
 CURVES = {
     "density": "density",
     "density_target": "target",
+    "cost": "cost of the layers",
+    "cost_target": "target of the cost",
     "lambda": "λ",
     "penalty": "penalty",
     "threshold": "θ",
 }
+#: Those that are shares.
+SHARES = ("density", "density_target", "cost", "cost_target")
 LEFT, GONE = "#1f6f8b", "#d9d9d9"
 
 
@@ -40,11 +44,7 @@ def write_plot(found: PrunedFolder, file: Path) -> None:
     from matplotlib.figure import Figure
 
     curves = {name: points for name in CURVES if (points := curve(found.history, name))}
-    shown = {
-        name: points
-        for name, points in curves.items()
-        if name in ("density", "density_target") or _moves(points)
-    }
+    shown = {name: points for name, points in curves.items() if name in SHARES or _moves(points)}
     figure = Figure(figsize=(10, 3.5 * (2 + bool(shown))), layout="constrained")
     axes = figure.subplots(2 + bool(shown), 1, squeeze=False)[:, 0]
     _bars(axes[0], found)
@@ -110,7 +110,7 @@ def _maps(axes: Any, layers: Sequence[LayerMap]) -> None:
 
 
 def _curves(axes: Any, curves: dict[str, list[tuple[int, float]]], history: Sequence[dict[str, Any]]) -> None:
-    """Figures over steps: densities on the left, thin lines those of the layers, all else on the right."""
+    """Figures over steps: shares on the left, thin lines those of the layers, all else on the right."""
     other = None
     layers = [
         (entry["step"], entry["density_of_layers"]) for entry in history if "density_of_layers" in entry
@@ -119,13 +119,13 @@ def _curves(axes: Any, curves: dict[str, list[tuple[int, float]]], history: Sequ
         axes.plot([step for step, _ in layers], [each[index] for _, each in layers], color=GONE, linewidth=1)
     for name, points in curves.items():
         target = axes
-        if not name.startswith("density"):
+        if name not in SHARES:
             other = target = other or axes.twinx()
-        style = "--" if name != "density" else "-"
+        style = "-" if name in ("density", "cost") else "--"
         target.plot(
             *zip(*points, strict=True), style, label=CURVES[name], color=None if target is axes else "tab:red"
         )
-    axes.set(xlabel="step", ylabel="density", ylim=(0, 1.05), title="training")
+    axes.set(xlabel="step", ylabel="share that is left", ylim=(0, 1.05), title="training")
     lines = [line for each in (axes, other) if each is not None for line in each.get_lines()]
     lines = [line for line in lines if not str(line.get_label()).startswith("_")]
     axes.legend(lines, [line.get_label() for line in lines], fontsize="small")
