@@ -181,6 +181,12 @@ class Bench:
             callbacks=[callback] if callback else [],
         )
 
+    def measuring(self, model: nn.Module) -> Trainer:
+        """A Trainer that only evaluates, in the order of the data: answers are put together by it."""
+        trainer = self.trainer(model, 0, 1, 0.0, None)
+        trainer.args.train_sampling_strategy = "sequential"
+        return trainer
+
     def run(self, run: Run) -> dict[str, Any]:
         """Do a run; its line."""
         began = time.perf_counter()
@@ -238,7 +244,7 @@ class Bench:
 
     def measure(self, model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, Any]:
         """Metrics by Trainer; speed against the dense model, sizes from the file."""
-        found = self.trainer(model, 0, 1, 0.0, None).evaluate()
+        found = self.measuring(model).evaluate()
         metrics = {name.removeprefix("eval_"): value for name, value in found.items()}
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
@@ -264,7 +270,7 @@ class Bench:
 
     def predict(self, run: Any, model: PreTrainedModel) -> EvalPrediction:
         """Outputs for all rows of the test, batches of 64, padded to one length."""
-        trainer = self.trainer(model, 0, 1, 0.0, None)
+        trainer = self.measuring(model)
         names, found = read_source(model, None).names, []
         for batch in trainer.get_eval_dataloader():
             outputs = run({name: value.cpu() for name, value in batch.items() if name in names})
