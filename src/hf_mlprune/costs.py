@@ -138,8 +138,9 @@ def measure_times(
     shapes = [(*each, count) for each in ((0, 0), *whole)]
     shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
     with torch.random.fork_rng(devices=[]):
-        variants = [prepared(*shape) for shape in shapes]
+        networks = {shape: prepared(*shape) for shape in dict.fromkeys(shapes)}
     with torch.inference_mode():
+        variants = [networks[shape] for shape in shapes]
         timing = interleave(variants, rounds=ROUNDS, warmup=1, budget_seconds=BUDGET_SECONDS)
     # By ratios: a machine that drifts slows all variants of a round alike.
     bare, *times = (1e9 * timing.seconds[0] / ratio for ratio in timing.ratios)
