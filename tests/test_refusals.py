@@ -444,7 +444,8 @@ def test_a_step1_teacher_of_a_users_own_class(tmp_path):
     model = make_model()
     model.__class__ = Mine
     callback = PruningCallback(density=0.3, preset="paper", teacher=make_model(seed=1))
-    with pytest.raises(TypeError, match=r"expected a stock class, got Mine.* set block_teacher='teacher'"):
+    message = r"expected a class of transformers, got Mine.* set block_teacher='teacher'"
+    with pytest.raises(TypeError, match=message):
         make_trainer(tmp_path, model, callback)
 
 

@@ -63,7 +63,7 @@ def attach(model: nn.Module, config: PruningConfig) -> list[PruningState]:
 
 
 def _check_loadable(model: nn.Module) -> None:
-    """Refuse a stock class of a known family whose pruned checkpoint no class could load.
+    """Refuse a class of transformers of a known family whose pruned checkpoint no class could load.
 
     Raises:
         TypeError: names the heads that there are.

@@ -63,8 +63,8 @@ def shrink(model: nn.Module, batches: Sequence[Batch | Call] = ()) -> ShrinkRepo
     Args:
         model: a model with masks.
         batches: model inputs for the comparison of the masked and the shrunk model: dicts of keyword
-            arguments, or `Call` objects. If there are none, random tokens are used for a stock class.
-            The encoder is always compared on random tokens.
+            arguments, or `Call` objects. If there are none, random tokens are used for a class of
+            transformers. The encoder is always compared on random tokens.
 
     Returns:
         What is left, and how equal the two models are.

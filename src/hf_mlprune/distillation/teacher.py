@@ -49,7 +49,7 @@ def load_teacher(source: str | nn.Module, student: nn.Module, config: PruningCon
     Raises:
         ValueError: other labels or vocabulary than the student's, or of another width or depth while
             hidden-state or attention terms are wanted.
-        TypeError: the student is not of a stock class, so the name alone does not say what to load.
+        TypeError: the student's class is none of transformers: the name alone does not say what to load.
     """
     if isinstance(source, nn.Module):
         if source is student:
@@ -75,7 +75,7 @@ def _load(source: str, student: nn.Module) -> PreTrainedModel:
     head = head_of(student)
     if head is None:
         raise TypeError(
-            f"teacher: {type(student).__name__} is not a stock class; load the teacher yourself "
+            f"teacher: {type(student).__name__} is not a class of transformers; load the teacher yourself "
             "and pass the model"
         )
     auto = getattr(transformers, head.auto)

@@ -176,7 +176,7 @@ def _loading(head: Head, place: str) -> str:
             _code(head, place, package=True),
             "Without it, by the model code beside the weights, which imports torch and transformers only:",
             _code(head, place, package=False),
-            "With neither, transformers refuses to load it; a stock class named by hand fails on the shapes.",
+            "With neither, transformers cannot load it: the shapes do not match those of its own classes.",
         ]
     )
 

@@ -76,7 +76,7 @@ class PrunedFolder:
         for name, (dense, pruned) in self.metrics.items():
             lines.append(f"{name}: {pruned:.1f}, dense {dense:.1f}")
         if found.predicted_speedup is not None:
-            lines.append(f"predicted by the table of times: {found.predicted_speedup:.2f}x")
+            lines.append(f"speed predicted from the table of times: {found.predicted_speedup:.2f}x")
         return lines + found.latency_lines()
 
 

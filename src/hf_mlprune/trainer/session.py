@@ -225,7 +225,7 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
         )
     if teacher is not None and config.step1_teaches and head_of(model) is None:
         raise TypeError(
-            f"block_teacher='step1': expected a stock class, got {type(model).__name__}, whose "
+            f"block_teacher='step1': expected a class of transformers, got {type(model).__name__}, whose "
             "step-1 model a resumed run could not load again; set block_teacher='teacher'"
         )
     # Before the model is changed: a teacher that is refused leaves it as it was.
