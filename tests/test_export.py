@@ -239,7 +239,7 @@ REFUSED = {
     "rows": (
         {"data": [{k: x[0] for k, x in BATCH.items()}]},
         ValueError,
-        r"input_ids of 2 axes, .*got shape \(12,\); a dataset of single rows must be batched",
+        r"input_ids of 2 axes, .*got shape \(12,\); a dataset of single examples must be batched",
     ),
     "too long": (
         {"data": [{k: x.repeat(1, 4) for k, x in inputs_of(BATCH).items()}]},
