@@ -18,9 +18,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from ..costs import FFN_POINTS, measure_times, table_to_json
+from ..costs import FFN_POINTS, measure_times
 from ..encoders import Encoder, inspect_encoder
 from ..files import write_json
+from ..latency_table import table_to_json
 from ..timing import using_threads
 from . import export, source
 from .engine import check_installed
@@ -58,8 +59,7 @@ def measure_table(
             check_installed(export.ENGINES[engine].packages)
             make = partial(in_engine, encoder, engine, threads, Path(folder))
         tables = measure_times(encoder, batch, length, make, ffn_points)
-    about = {"engine": engine, "batch": batch, "length": length, "threads": threads}
-    return table_to_json(tables, encoder, about)
+    return table_to_json(tables, encoder, engine=engine, batch=batch, length=length, threads=threads)
 
 
 def in_engine(

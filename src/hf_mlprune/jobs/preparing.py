@@ -16,8 +16,8 @@ from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..attaching import attach
-from ..costs import measured_table
 from ..families import FAMILIES, UNSUPPORTED, read_config
+from ..latency_table import measured_table
 from ..loop import start
 from ..modeling.checkpoint import keep_present_names
 from ..trainer.data import typical_length
