@@ -55,7 +55,7 @@ def train(bench: Bench, steps: int, **settings: Any) -> tuple[Any, float]:
 
 def metric(bench: Bench, model: Any) -> float:
     """The task's metric, 0 to 100."""
-    return float(bench.trainer(model, 0, 1, 0.0, None).evaluate()[f"eval_{bench.task.metric}"])
+    return float(bench.measuring(model).evaluate()[f"eval_{bench.task.metric}"])
 
 
 def accuracy(bench: Bench, steps: int, known: dict[str, float] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from hf_mlprune import PruningCallback
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from support.models import make_model
 from support.training import make_trainer
 from wheel_assets import fetch_wheel

@@ -12,6 +12,8 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_model
+from torch import nn
 
 from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, attach, costs, report, shrink, start
@@ -21,10 +23,11 @@ from hf_mlprune.costs import points
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.goals import is_within_target, predicted_speedup
 from hf_mlprune.stages import StructuredStage
-from hf_mlprune.state import pruning_state
+from hf_mlprune.state import pruning_state, pruning_states
 from hf_mlprune.trainer.data import typical_length
 from support.models import assert_same_outputs, clone, make_batch, make_model, prune
 from support.training import make_trainer
+from test_nested import Pair, prune_pair
 
 
 def file_bytes(model, folder):
@@ -62,6 +65,46 @@ def test_a_size_is_met_by_the_file_within_a_unit(family, dtype, tmp_path):
     shrink(model)
     # Of tiny models the header, which is estimated, is a good part.
     assert size - unit - 6000 < file_bytes(model, tmp_path / "small") <= size
+
+
+@each_family
+@pytest.mark.parametrize("exclude", [(0,), (0, 2)])
+def test_layers_that_are_left_alone_take_their_part_of_a_size(family, exclude, tmp_path):
+    model = make_model(family=family, num_hidden_layers=3, hidden_size=64, intermediate_size=256)
+    size = 0.9 * file_bytes(model, tmp_path / "dense")
+    prune(model, PruningConfig.create(size=f"{size / 1e3:.3f} kB", exclude=exclude))
+    unit = max(float(costs.max()) for costs in StructuredStage(pruning_state(model)).costs)
+    shrink(model)
+    assert size - unit - 6000 < file_bytes(model, tmp_path / "small") <= size
+
+
+def test_a_linear_without_bias_does_not_count_for_the_others(tmp_path):
+    model = make_model(family="vit", qkv_bias=False)
+    size = 0.8 * file_bytes(model, tmp_path / "dense")
+    prune(model, PruningConfig.create(size=f"{size / 1e3:.3f} kB"))
+    assert set(pruning_state(model).sizes().biases) == {"attention_output", "fc1", "fc2"}
+    shrink(model)
+    assert file_bytes(model, tmp_path / "small") <= size
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6])
+def test_encoders_share_a_size_alike(share, tmp_path):
+    def bytes_of(pair):
+        save_model(pair, str(tmp_path / "model.safetensors"))
+        return (tmp_path / "model.safetensors").stat().st_size
+
+    sizes = {"hidden_size": 64, "intermediate_size": 256}
+    model = Pair(
+        make_model("model", 0, "bert", **sizes), make_model("model", 1, "bert", **sizes, num_hidden_layers=3)
+    )
+    model.head = nn.Linear(64, 2)
+    size = share * bytes_of(model)
+    prune_pair(model, PruningConfig.create(size=f"{size / 1e3:.3f} kB", encoder=["first", "second"]))
+    units = [max(float(costs.max()) for costs in StructuredStage(s).costs) for s in pruning_states(model)]
+    densities = [state.density() for state in pruning_states(model)]
+    shrink(model)
+    assert size - max(units) - 6000 < bytes_of(model) <= size
+    assert max(densities) - min(densities) < 0.1
 
 
 @each_family

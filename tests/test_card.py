@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, report, shrink
-from hf_mlprune.modeling.pretrained import CARD_MARK, pushed_card
+from hf_mlprune.modeling.cards import CARD_MARK, pushed_card
 from hf_mlprune.reports.card import CardFacts, model_card, task_of
 from hf_mlprune.reports.evaluation import Evaluations, find_evaluations
 from hf_mlprune.reports.latency import Latency, processor_name

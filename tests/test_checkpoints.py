@@ -31,8 +31,8 @@ from hf_mlprune import (
     attach,
     shrink,
 )
-from hf_mlprune.config import LEVELS
 from hf_mlprune.families import FAMILIES
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, PrunedBertModel
 from hf_mlprune.modeling.structure import fingerprint
 from support.models import LABELS, assert_same_outputs, make_batch, make_model, prune

@@ -12,9 +12,9 @@ import torch
 
 from families import TABLE
 from hf_mlprune import PruningConfig, shrink
-from hf_mlprune.config import LEVELS
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.families import head_of
+from hf_mlprune.levels import LEVELS
 from support.models import (
     assert_same_outputs,
     heads_of,

@@ -14,7 +14,6 @@ from transformers import AutoConfig
 import hf_mlprune
 from families import TABLE, each_family
 from hf_mlprune import PruningCallback, PruningConfig, attach, distilled, kernels, report, shrink
-from hf_mlprune.config import LEVELS, ROW_SITES
 from hf_mlprune.distillation.losses import predictions
 from hf_mlprune.distillation.recording import EncoderRecorder
 from hf_mlprune.distillation.teacher import fingerprint
@@ -22,6 +21,7 @@ from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.families import FAMILIES, head_of
 from hf_mlprune.kernels import explain
 from hf_mlprune.kernels.operation import WHY_NOT
+from hf_mlprune.levels import LEVELS, ROW_SITES
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.reports.latency import measure_latency
 from hf_mlprune.state import is_attached, pruning_state

@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification
 
 from fuzz.__main__ import CORPUS, fuzz
 from hf_mlprune import PruningCallback, PruningConfig, shrink
-from hf_mlprune.config import LEVELS
 from hf_mlprune.files import write_folder, write_json
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.checkpoint import PARTIAL, WHOLE, weight_files
 from hf_mlprune.modeling.structure import fingerprint, format_ranges, parse_ranges
 from support.models import assert_same_outputs, make_batch, make_model, prune
@@ -97,7 +97,7 @@ sys.path.insert(0, sys.argv[2])
 from support.models import make_model, prune
 from support.training import make_trainer
 from hf_mlprune import PruningCallback, PruningConfig, shrink
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.files import write_folder, write_json
 disk = Path(sys.argv[1])
 model = make_model()

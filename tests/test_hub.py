@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_mlprune.modeling.pretrained import CARD_MARK
+from hf_mlprune.modeling.cards import CARD_MARK
 from support.hub import OWNER, Hub, card_errors
 from support.models import make_model
 

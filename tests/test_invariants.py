@@ -23,9 +23,10 @@ from hf_mlprune import (
     shrink,
     start,
 )
-from hf_mlprune.config import LEVELS
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.families import head_of
+from hf_mlprune.levels import LEVELS
+from hf_mlprune.loop import figures
 from hf_mlprune.masked import MaskedLinear
 from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
@@ -36,6 +37,7 @@ from support.models import (
     find_head,
     heads_of,
     inputs_of,
+    loss_of,
     make_batch,
     make_model,
     outputs,
@@ -232,6 +234,24 @@ def test_a_pruned_model_can_be_pruned_further(family, tmp_path):
     again = type(loaded).from_pretrained(tmp_path / "second")
     assert_same_outputs(masked, again, batch)
     assert report(again).density == pytest.approx(pruning_state(masked).density())
+
+
+def test_a_model_that_is_pruned_further_begins_at_the_density_that_it_has():
+    model = make_model(intermediate_size=256)
+    prune(model, PruningConfig.create(0.6))
+    shrink(model)
+    had = report(model).density
+    attach(model, PruningConfig.create(0.4, warmup_fraction=0.0))
+    start(model, 40)
+    targets = []
+    for step in range(1, 9):
+        loss_of(model.train(), make_batch(seed=step)).backward()
+        collect(model)
+        advance(model, step)
+        targets.append(figures(model)["density_target"])
+    assert had >= targets[0] > targets[-1]
+    assert targets == sorted(targets, reverse=True)
+    assert targets[-1] == pytest.approx(0.4, abs=0.02)
 
 
 @each_family

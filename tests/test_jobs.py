@@ -255,6 +255,24 @@ def test_models_of_all_targets_are_kept_and_measured(tiny_bert, tmp_path):
     assert any(line.startswith("density-0.6: accuracy") for line in said)
 
 
+def test_a_job_of_several_targets_goes_on_after_its_end_failed(tiny_bert, tmp_path):
+    data, in_the_way = write(rows_of(), tmp_path / "mine.csv"), tmp_path / "out" / "job.json"
+    job = job_of(tiny_bert, tmp_path, data, settings={"targets": [0.6, 0.4]}, steps=40)
+
+    def say(line):
+        if line.startswith("density-0.6: accuracy"):
+            in_the_way.mkdir()
+
+    with pytest.raises(OSError, match=r"job\.json"):
+        prune(job, say=say)
+    in_the_way.rmdir()
+    found = prune(job, resume=True)
+    assert found.others["density-0.6"]["accuracy"] > 0
+    for folder, most in (("density-0.6", 0.6), (".", 0.4)):
+        record = json.loads((tmp_path / "out" / folder / "job.json").read_text())
+        assert record["report"]["density"] <= most
+
+
 @pytest.mark.parametrize(
     ("columns", "task", "expected"),
     [
@@ -494,12 +512,15 @@ def test_embeddings_are_pruned_without_labels_and_stay_a_sentence_transformer(ti
     pooling = Pooling(inner.get_embedding_dimension())
     SentenceTransformer(modules=[inner, pooling], device="cpu").save_pretrained(str(source))
     data = write([{"text": row["review"]} for row in rows_of()], tmp_path / "texts.csv")
-    found = prune(job_of(source, tmp_path, data, task="embeddings", columns={}))
+    settings = {"targets": [0.6, 0.4]}
+    found = prune(job_of(source, tmp_path, data, task="embeddings", columns={}, settings=settings, steps=40))
     assert 0 < found.pruned_metrics["agreement"] <= 100
-    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    assert model.encode(["goal match"]).shape == (1, 128)
-    assert 0.3 < report(model[0].model).density <= 0.4
-    assert "of the encoder's weights are left" in (tmp_path / "out" / "README.md").read_text()
+    for folder, density in (("out", 0.4), ("out/density-0.6", 0.6)):
+        model = SentenceTransformer(str(tmp_path / folder), device="cpu")
+        assert model.encode(["goal match"]).shape == (1, 128)
+        assert [type(part) for part in model] == [Transformer, Pooling]
+        assert density - 0.1 < report(model[0].model).density <= density
+        assert "of the encoder's weights are left" in (tmp_path / folder / "README.md").read_text()
 
 
 JOB = """

@@ -22,11 +22,11 @@ from torch.nn import functional
 
 import hf_mlprune
 from hf_mlprune import PruningConfig, attach, kernels, report, shrink
-from hf_mlprune.config import LEVELS
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.kernels import block_sparse_linear, explain
 from hf_mlprune.kernels.dispatch import why_dense
 from hf_mlprune.kernels.operation import WHY_NOT
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.modeling.block_sparse import ACTIVATIONS, BlockSparseLinear, BlockSparseMatrix
 from hf_mlprune.modeling.structure import grid_shape

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_mlprune import PruningCallback, last_complete_checkpoint
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.trainer.resuming import missing_parts
 from support.models import make_model
 from support.processes import run_forked

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from families import TABLE, each_family
 from hf_mlprune import PruningConfig, attach, start
-from hf_mlprune.config import ROW_SITES
 from hf_mlprune.learning import LearningLinear, Places
+from hf_mlprune.levels import ROW_SITES
 from hf_mlprune.state import pruning_state
 from support.models import loss_of, make_batch, make_model
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, shrink, start
-from hf_mlprune.config import LEVELS, ROW_SITES
 from hf_mlprune.encoders import inspect_encoder
+from hf_mlprune.levels import LEVELS, ROW_SITES
 from hf_mlprune.methods import METHODS, setting_names
 from hf_mlprune.methods.ranking import Ranking
 from hf_mlprune.methods.snip import bound_spectral_norms, function_norms, spectral_norm
@@ -290,6 +290,10 @@ def test_snip_removes_whole_modules_from_the_compute(tmp_path):
         (
             {"method": "snip", "levels": ("rows",)},
             r"levels: expected any of \('heads', 'attention', 'ffn'\) with",
+        ),
+        (
+            {"method": "mlpruning", "levels": ("attention", "ffn")},
+            r"levels: expected any of \('heads', 'rows', 'blocks'\) with the method 'mlpruning'",
         ),
         ({"levels": ("heads", "attention")}, "levels: expected 'attention' or heads, got both"),
         ({"levels": ("rows", "ffn")}, "levels: expected 'ffn' or rows of fc1, got both"),

@@ -7,7 +7,7 @@ import torch
 
 from families import TABLE, each_family
 from hf_mlprune import PruningConfig, advance, attach, collect, report, shrink, start
-from hf_mlprune.config import LEVELS, ROW_SITES
+from hf_mlprune.levels import LEVELS, ROW_SITES
 from hf_mlprune.narrowing import compute_all, compute_kept
 from hf_mlprune.state import pruning_state
 from support.models import assert_same_outputs, loss_of, make_batch, make_model

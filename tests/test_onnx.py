@@ -9,7 +9,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from hf_mlprune import PruningConfig, shrink
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
 from support.models import make_batch, make_model, prune

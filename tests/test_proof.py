@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.calls import Call, map_tensors, named_tensors
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.proof import compare, outputs
 from hf_mlprune.shrinking import ShrinkError
 from support.models import make_batch, make_model, prune

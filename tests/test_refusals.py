@@ -31,8 +31,8 @@ from hf_mlprune import (
     shrink,
     start,
 )
-from hf_mlprune.config import LEVELS
 from hf_mlprune.families import FAMILIES
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
 from hf_mlprune.trainer.checks import check_arguments
@@ -507,8 +507,15 @@ def test_a_refused_teacher_leaves_the_model_as_it_was(tmp_path):
     make_trainer(tmp_path, model, PruningCallback(density=0.4)).train()
 
 
-def test_masks_of_other_settings(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "differing"),
+    [
+        ({"density": 0.4}, "density=0.5"),
+        ({"density": 0.5, "method": "magnitude"}, "method='fisher', importance_"),
+    ],
+)
+def test_masks_of_other_settings(settings, differing, tmp_path):
     model = make_model()
     make_trainer(tmp_path, model, PruningCallback(density=0.5))
-    with pytest.raises(ValueError, match=r"of other settings than the callback \(density=0.5\)"):
-        make_trainer(tmp_path, model, PruningCallback(density=0.4))
+    with pytest.raises(ValueError, match=rf"of other settings than the callback \({differing}"):
+        make_trainer(tmp_path, model, PruningCallback(**settings))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_mlprune import PruningCallback, PruningConfig, attach
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.schedule import make_schedules
 from hf_mlprune.trainer.resuming import check_resumed
 from support.methods import SETTINGS

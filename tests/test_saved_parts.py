@@ -21,7 +21,7 @@ from hf_mlprune import (
     attach,
     shrink,
 )
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification, PrunedBertModel
 from support.models import assert_same_outputs, make_batch, make_model, prune
 from support.processes import run_without_package

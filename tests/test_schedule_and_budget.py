@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_mlprune import PruningConfig, attach
 from hf_mlprune.budgets.weights import block_weights
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.methods.base import Progress
 from hf_mlprune.modeling.structure import grid_shape
 from hf_mlprune.schedule import Phase, cubic_target, make_schedule

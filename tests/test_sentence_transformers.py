@@ -145,6 +145,15 @@ def test_sentence_transformer(taught, tmp_path):
     np.testing.assert_allclose(np.array(json.loads(done.stdout)), expected, atol=1e-5)
 
 
+def test_a_sentence_transformer_of_each_target_is_one(tmp_path):
+    model = sentence_transformer(tmp_path / "base")
+    train_sentences(tmp_path / "run", model, PruningCallback(targets=[0.7, 0.4]), max_steps=40)
+    larger = SentenceTransformer(str(tmp_path / "run" / "density-0.7"), device="cpu")
+    assert 0.4 < report(larger).density <= 0.7
+    assert [type(part) for part in larger] == [type(part) for part in model]
+    assert larger.encode(texts(2)).shape == model.encode(texts(2)).shape
+
+
 def test_a_sentence_transformer_is_taught_without_labels_to_be_like_its_teacher(tmp_path):
     def distance(teacher_weight):
         model = sentence_transformer(tmp_path / "base")

@@ -21,8 +21,8 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 from transformers import AutoModelForSequenceClassification, QuantoConfig, TorchAoConfig, pipeline
 
 from hf_mlprune import PruningConfig
-from hf_mlprune.config import LEVELS
 from hf_mlprune.kernels.operation import WHY_NOT
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.prunable import CLASSES, CONFIGS
 from support.models import (

@@ -11,7 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer, TrainerCallback
+from safetensors.torch import load_model
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertTokenizer,
+    TrainerCallback,
+)
 
 from families import each_family
 from hf_mlprune import (
@@ -34,7 +41,7 @@ from hf_mlprune.state import pruning_state
 from support.methods import SETTINGS
 from support.models import assert_same_outputs, clone, loss_of, make_batch, make_model
 from support.training import make_trainer
-from test_nested import make_pair
+from test_nested import Pair, make_pair
 
 
 def without_blocks(method: str) -> dict:
@@ -195,6 +202,27 @@ def test_a_model_on_the_way_is_written_beside_what_lies_there(tmp_path):
     assert 0.5 < report(model).density <= 0.8
     settings = json.loads((tmp_path / "density-0.8" / "pruning_report.json").read_text())["settings"]
     assert PruningConfig.from_dict(settings).target == ("density", 0.8)
+
+
+def test_a_module_of_the_users_own_is_written_so_that_it_loads_again(tmp_path):
+    folder = tmp_path / "density-0.8"
+    folder.mkdir()
+    (folder / "mine.onnx").write_text("a user's")
+    callback = PruningCallback(targets=[0.8, 0.6], encoder=["first", "second"])
+    make_trainer(tmp_path, make_pair(), callback, max_steps=40).train()
+    # The recipe of the README.
+    towers = [AutoModel.from_config(AutoConfig.from_pretrained(folder / n)) for n in ("first", "second")]
+    again = Pair(*towers)
+    load_model(again, str(folder / "model.safetensors"))
+    assert 0.6 < report(again).density <= 0.8
+    assert report(again).density == json.loads((folder / "pruning_report.json").read_text())["density"]
+    assert (folder / "mine.onnx").read_text() == "a user's"
+    assert not list(tmp_path.glob("*partial*"))
+
+
+def test_masks_that_wait_for_the_next_target_are_no_stall(caplog):
+    run(make_model(), PruningConfig.create(targets=[0.8, 0.6], stall_steps=8), 100)
+    assert "density has been" not in caplog.text
 
 
 class Rates(TrainerCallback):

@@ -22,7 +22,7 @@ from hf_mlprune import (
     report,
     shrink,
 )
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.modeling.layout import GROUPS

@@ -12,9 +12,9 @@ from torch import nn
 
 from families import TABLE, each_family
 from hf_mlprune import PruningConfig, attach, report, shrink
-from hf_mlprune.config import LEVELS, ROW_SITES
 from hf_mlprune.exporting.stock import stock_cost, stock_model
 from hf_mlprune.families import head_of
+from hf_mlprune.levels import LEVELS, ROW_SITES
 from hf_mlprune.state import pruning_state
 from support.models import (
     assert_same_outputs,

@@ -10,7 +10,7 @@ from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_mlprune import PruningCallback, PruningConfig, attach, report, shrink
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.bert import PrunedBertForSequenceClassification
 from hf_mlprune.schedule import Phase, make_schedule
 from hf_mlprune.state import pruning_state
@@ -338,7 +338,17 @@ def test_a_stall_is_reported(tmp_path, caplog):
     )
     trainer.train()
     assert "density has been 1.0000 for 2 steps" in caplog.text
+    assert "train for more steps" in caplog.text
     assert report(trainer.model).density <= 0.3
+
+
+@pytest.mark.parametrize(
+    "target", [{"density": 0.3}, {"density": 0.3, "method": "group-lasso"}, {"multiply_adds": 0.6}]
+)
+def test_no_stall_is_reported_where_masks_do_what_they_should(target, tmp_path, caplog):
+    callback = PruningCallback(**target, stall_steps=3)
+    make_trainer(tmp_path, make_model(intermediate_size=1024), callback, max_steps=60).train()
+    assert "has been" not in caplog.text
 
 
 def test_both_models_have_their_own_attention_back_after_the_run(tmp_path):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 
 from hf_mlprune import PruningCallback, PruningConfig, attach, report
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
 from hf_mlprune.trainer.session import SMOOTHED_OVER_ITEMS

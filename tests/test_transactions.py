@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, report, shrink, start
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.shrinking import ShrinkError, rehearse, shrunk_copy
 from hf_mlprune.state import is_attached
 from hf_mlprune.trainer.ending import PRUNED, UNSHRUNK

@@ -12,13 +12,10 @@ from typing import Any
 
 from .budgets import BUDGETS, check_target
 from .budgets.time import TimeBudget
+from .levels import LEVELS, ROW_SITES, check_block_shape, check_levels, check_places, prunes_structures
 from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names, split_settings
 from .values import check_choices, check_fraction, check_number, check_whole_number
 
-LEVELS = ("heads", "rows", "blocks")
-#: Levels whose units are whole modules of a layer.
-MODULES = ("attention", "ffn")
-ROW_SITES = ("attention_output", "fc1", "fc2")
 BLOCK_TEACHERS = ("step1", "teacher")
 
 #: What a preset sets; a setting named by the user wins. The field defaults are the default preset.
@@ -207,31 +204,10 @@ class PruningConfig:
                 raise ValueError(f"{name}: expected a list, got {value!r}")
             object.__setattr__(self, name, tuple(map(_plain, value)))
         self._check_target()
-        check_choices("levels", self.levels, LEVELS + MODULES)
-        check_choices("row_sites", self.row_sites, ROW_SITES)
+        check_levels(self.levels, self.row_sites)
+        check_block_shape(self.block_shape)
+        check_places(self.exclude, self.encoder)
         check_choices("block_teacher", (self.block_teacher,), BLOCK_TEACHERS)
-        for whole, parts, taken in (
-            ("attention", "heads", "heads" in self.levels),
-            ("ffn", "rows of fc1", "rows" in self.levels and "fc1" in self.row_sites),
-        ):
-            if whole in self.levels and taken:
-                raise ValueError(f"levels: expected {whole!r} or {parts}, got both")
-        if not (self.structured or self.blocks):
-            raise ValueError(
-                f"levels: expected at least one of {LEVELS + MODULES}, and row_sites for rows, got "
-                f"{self.levels} with row_sites={self.row_sites}"
-            )
-        if len(self.block_shape) != 2 or not all(
-            type(side) is int and 1 <= side <= 4096 for side in self.block_shape
-        ):
-            raise ValueError(
-                "block_shape: expected two whole numbers from 1 to 4096 (rows, columns), "
-                f"got {self.block_shape!r}"
-            )
-        if not all(type(index) is int and index >= 0 for index in self.exclude):
-            raise ValueError(f"exclude: expected layer indices from 0 up, got {self.exclude!r}")
-        if not all(isinstance(path, str) and path for path in self.encoder):
-            raise ValueError(f"encoder: expected paths such as 'text_model', got {self.encoder!r}")
         if self.structured_density is not None:
             check_fraction("structured_density", self.structured_density, zero=False)
             assert self.density is not None
@@ -321,8 +297,7 @@ class PruningConfig:
     @property
     def structured(self) -> bool:
         """Whether heads, rows or whole modules are pruned."""
-        whole = {"heads", "attention", "ffn"} & set(self.levels)
-        return bool(whole) or ("rows" in self.levels and bool(self.row_sites))
+        return prunes_structures(self.levels, self.row_sites)
 
     @property
     def blocks(self) -> bool:

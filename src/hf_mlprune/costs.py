@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .budgets.bytes import dense_bytes
 from .budgets.time import PARTS
 from .encoders import Encoder, inspect_encoder, random_batch, stock_encoder, tokens_of
 from .latency_table import read_table
@@ -57,7 +58,8 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int 
         if "target_length" in state.tables():
             state.get_buffer("target_length").fill_(tokens)
         if "other_bytes" in state.tables():
-            state.get_buffer("other_bytes").fill_(other_bytes(model, state))
+            state.get_buffer("other_bytes").fill_(other_bytes(model))
+            state.get_buffer("linear_bytes").fill_(sum(dense_bytes(each.sizes()) for each in states))
         if "rest_time" in state.tables():
             if config.latency_table is not None:
                 found = read_table(Path(config.latency_table), state, tokens_of(encoder))
@@ -70,22 +72,24 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int 
             same_in_all_processes(state.get_buffer(name))
 
 
-def other_bytes(model: nn.Module, state: PruningState) -> int:
-    """Bytes of ``model.safetensors`` that no mask can free: all but the prunable linears, and the header."""
+def other_bytes(model: nn.Module) -> int:
+    """Bytes of ``model.safetensors`` without the linears of masked encoders, those of excluded layers too."""
     tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
         if f"{STATE_NAME}." not in name:
             tensors.setdefault(tensor.data_ptr() or id(tensor), (name, tensor))
-    pruned = {
+    linears = {
         parameter.data_ptr()
-        for linear in state.linears
-        for parameter in (linear.weight, linear.bias)
-        if parameter is not None
+        for module in model.modules()
+        if isinstance(getattr(module, STATE_NAME, None), PruningState)
+        for layer in inspect_encoder(module).layers
+        for linear in layer.linears.values()
+        for parameter in linear.parameters()
     }
     total = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors.values())
     header = {name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [total, total]}
               for name, t in tensors.values()}  # fmt: skip
-    free = sum(t.numel() * t.element_size() for place, (_, t) in tensors.items() if place in pruned)
+    free = sum(t.numel() * t.element_size() for place, (_, t) in tensors.items() if place in linears)
     return total - free + len(json.dumps(header))
 
 

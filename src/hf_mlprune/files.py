@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -39,6 +40,25 @@ def write_json(path: Path, data: Any) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_into(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have files written beside a folder, and move them into it once all are whole; its other files stay.
+
+    Args:
+        folder: made, if it is not there.
+        write: fills the folder that it is called with.
+
+    Raises:
+        OSError: they could not be written; what was there before is untouched.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as partial:
+        write(Path(partial))
+        for file in sorted(path for path in Path(partial).rglob("*") if path.is_file()):
+            target = folder / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

@@ -49,10 +49,19 @@ def stage_of(state: PruningState, phase: Phase) -> Stage | None:
 
 
 def origin_of(state: PruningState, phase: Phase, index: int) -> float:
-    """Where the path to a target begins: at the one that masks landed on before, or at the whole."""
+    """Where the path to a target begins: at the one that masks landed on before, or at what there was."""
     if phase is Phase.BLOCKS and state.config.structured:
         return target_of(state, Phase.STRUCTURED, index)
-    return target_of(state, phase, index - 1) if index else 1.0
+    if index:
+        return target_of(state, phase, index - 1)
+    # A model that was pruned before may be a little below its target, by less than a unit.
+    return max(base_share(state), target_of(state, phase, index))
+
+
+def base_share(state: PruningState) -> float:
+    """Share of the dense cost of what masks were laid over; below 1 if the model was pruned before."""
+    stage = StructuredStage(state)
+    return min(1.0, float(stage.budget.layer_costs(stage.widths).sum()) / stage.total)
 
 
 def is_within_target(state: PruningState) -> bool:
@@ -75,7 +84,7 @@ def predicted_speedup(state: PruningState) -> float | None:
         return None
     stage = StructuredStage(state)
     budget = stage.budget
-    return (budget.rest + budget.total) / (budget.rest + stage.kept_share() * budget.total)
+    return budget.whole / (budget.rest + stage.kept_share() * budget.total)
 
 
 def check_reachable(state: PruningState) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .goals import check_reachable, origin_of, stage_of, target_of
+from .goals import check_reachable, cost_share, origin_of, stage_of, target_of
 from .methods import Method
 from .methods.base import Pressure, Progress
 from .narrowing import compute_all, compute_kept
@@ -199,7 +199,7 @@ def _enter(state: PruningState, run: Run, phase: Phase) -> None:
     compute_all(state)
     if phase > Phase.STRUCTURED:
         compute_kept(state)
-    run.phase = phase
+    run.phase, run.moved_at, run.stall_reported = phase, run.step, False
     run.target = target_of(state, phase, run.index)
     run.origin = origin_of(state, phase, run.index)
     run.stage = stage_of(state, phase)
@@ -260,18 +260,23 @@ def _take_gradients(stage: Stage) -> list[Tensor]:
 
 
 def _watch(state: PruningState, run: Run, step: int) -> None:
+    """Warn of masks that should change, but do not."""
     assert run.stage is not None
     density = run.stage.density()
     if density != run.density:
         run.density, run.moved_at, run.stall_reported = density, step, False
-    elif step - run.moved_at >= state.config.stall_steps and not run.stall_reported:
-        if run.phase is Phase.WARMUP:
-            run.moved_at = step
-            return
+    if run.stall_reported or step - run.moved_at < state.config.stall_steps:
+        return
+    name, left = "density", density
+    if state.config.density is None:
+        name, left = "cost", cost_share(state)
+    if left > run.pressure.target:
         run.stall_reported = True
         logger.warning(
-            "pruning: density has been %.4f for %d steps (target %.4f)",
-            density,
+            "pruning: %s has been %.4f for %d steps (target %.4f); what is above the target when the phase "
+            "ends is removed at once: train for more steps, or give this phase a larger fraction of them",
+            name,
+            left,
             step - run.moved_at,
             run.pressure.target,
         )

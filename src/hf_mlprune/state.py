@@ -15,7 +15,7 @@ from .families import head_of
 from .gates import Gate, GateOf
 from .masked import MaskedLinear, Masks
 from .modeling.block_sparse import BlockSparseLinear
-from .modeling.layout import HIDDEN, SCORING, DenseLayer
+from .modeling.layout import GROUPS, HIDDEN, SCORING, DenseLayer
 from .modeling.pruned import build_linear, separate_activation, set_scatter
 from .modeling.structure import LayerStructure, grid_shape
 
@@ -96,21 +96,27 @@ class PruningState(nn.Module):
         Raises:
             ValueError: the costs are not measured yet.
         """
-        measured = {name: self.get_buffer(name) for name in self.tables()}
+        measured = self.sizes().measured
         if any(bool((table < 0).all()) for table in measured.values()):
             raise ValueError(
                 f"{self.config.target[0]}: costs are not measured yet; `start(model, ...)` does it"
             )
-        linear = self.linears[0]
-        sizes = Sizes(
+        return BUDGETS[self.config.target[0]](self.sizes(), vars(config or self.config))
+
+    def sizes(self) -> Sizes:
+        """What a budget needs to know of the encoder."""
+        excluded = [
+            [self.base[i].widths[group] for group in GROUPS] for i in sorted(set(self.config.exclude))
+        ]
+        linears = [item for _, linears in self.modules_of for item in linears.items()]
+        return Sizes(
             self.dense,
-            len(self.base),
             len(self.included()),
-            linear.weight.element_size(),
-            linear.bias is not None,
-            measured,
+            torch.tensor(excluded, dtype=torch.int64).view(-1, len(GROUPS)),
+            linears[0][1].weight.element_size(),
+            sorted({name for name, linear in linears if linear.bias is not None}),
+            {name: self.get_buffer(name) for name in self.tables()},
         )
-        return BUDGETS[self.config.target[0]](sizes, vars(config or self.config))
 
     @property
     def length(self) -> int | None:

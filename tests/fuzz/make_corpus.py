@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hf_mlprune import PruningConfig, shrink
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from support.models import make_batch, make_model, prune
 
 CORPUS = Path(__file__).with_name("corpus")

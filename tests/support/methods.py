@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_mlprune.config import LEVELS
+from hf_mlprune.levels import LEVELS
 from hf_mlprune.methods import METHODS
 
 #: Settings with which a method prunes a tiny model in a few steps: method -> settings.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,19 +19,19 @@ class Sizes:
 
     Attributes:
         dense: one dense layer.
-        layers: how many there are.
-        pruned: how many of them are pruned.
+        pruned: how many of its layers are pruned.
+        excluded: widths of the others, ``(layers, groups)`` int64, groups as in ``GROUPS``.
         weight_bytes: bytes of one weight.
-        has_biases: whether the prunable linears have biases.
+        biases: names of the matrices that have a bias.
         measured: what :func:`~hf_mlprune.costs.measure_costs` found: tables of int64 by name. Integers, as
             buffers of floats would change with the model's dtype; -1 stands where nothing was measured.
     """
 
     dense: DenseLayer
-    layers: int
     pruned: int
+    excluded: Tensor
     weight_bytes: int = 4
-    has_biases: bool = True
+    biases: Collection[str] = ()
     measured: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -48,8 +48,9 @@ class Budget(ABC):
     Attributes:
         sizes: of the encoder.
         settings: those of :class:`~hf_mlprune.config.PruningConfig`, by name.
-        rest: cost of what is not pruned.
+        rest: cost of what is not pruned, as it is.
         total: cost of the pruned layers, dense.
+        whole: cost of everything, dense.
     """
 
     #: Whether it counts blocks.
@@ -64,9 +65,11 @@ class Budget(ABC):
         self.rest = 0.0
         self.prepare()
         full = torch.tensor([[sizes.dense.units[group] for group in GROUPS]])
-        self.dense_layer = float(self.layer_costs(full))
-        self.total = self.dense_layer * sizes.pruned
-        self.rest += self.dense_layer * (sizes.layers - sizes.pruned)
+        layer = float(self.layer_costs(full))
+        self.total = layer * sizes.pruned
+        self.whole = self.rest + layer * (sizes.pruned + len(sizes.excluded))
+        if len(sizes.excluded):
+            self.rest += float(self.layer_costs(sizes.excluded).sum())
 
     @classmethod
     @abstractmethod

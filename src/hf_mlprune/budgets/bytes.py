@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..modeling.layout import DenseLayer
+from ..modeling.layout import GROUPS, DenseLayer
 from ..values import parse_quantity
-from .base import Budget, by_group
+from .base import Budget, Sizes, by_group
 
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -24,7 +25,10 @@ def parse_size(text: str) -> float:
 
 
 class BytesBudget(Budget):
-    """``size="30 MB"``: of ``model.safetensors``, embeddings and all, in the dtype that the model has."""
+    """``size="30 MB"``: of ``model.safetensors``, embeddings and all, in the dtype that the model has.
+
+    If several encoders are pruned, each counts as if all of them were pruned to the same share.
+    """
 
     unit = "bytes"
     obstacle = "embeddings and all else that is not pruned"
@@ -41,21 +45,17 @@ class BytesBudget(Budget):
 
     @classmethod
     def tables(cls, dense: DenseLayer) -> dict[str, int]:
-        """Bytes of all that is not a prunable linear."""
-        return {"other_bytes": 1}
+        """Bytes of all that is no linear of a pruned encoder, and of these linears, dense."""
+        return {"other_bytes": 1, "linear_bytes": 1}
 
     def prepare(self) -> None:
         """See :meth:`Budget.prepare`."""
         self.rest = float(self.sizes.measured["other_bytes"])
+        self.encoders = float(self.sizes.measured["linear_bytes"]) / dense_bytes(self.sizes)
 
     def layer_costs(self, widths: Tensor) -> Tensor:
-        """Bytes of weights and biases of the prunable linears."""
-        dense, kept = self.sizes.dense, by_group(widths)
-        weights = dense.weights(kept)
-        if self.sizes.has_biases:
-            for name in dense.layout.matrices:
-                weights = weights + dense.shape(name, kept)[0]
-        return weights * self.sizes.weight_bytes
+        """Bytes of weights and biases of the prunable linears, and their share of those of other encoders."""
+        return linear_bytes(self.sizes, widths) * self.encoders
 
     def wanted(self) -> float:
         """See :meth:`Budget.wanted`."""
@@ -64,3 +64,18 @@ class BytesBudget(Budget):
     def describe(self, cost: float) -> str:
         """See :meth:`Budget.describe`."""
         return f"{cost / 1e6:.1f} MB"
+
+
+def linear_bytes(sizes: Sizes, widths: Tensor) -> Tensor:
+    """Bytes of weights and biases of the prunable linears of layers of widths ``(layers, groups)``."""
+    dense, kept = sizes.dense, by_group(widths)
+    weights = dense.weights(kept)
+    for name in sizes.biases:
+        weights = weights + dense.shape(name, kept)[0]
+    return weights * sizes.weight_bytes
+
+
+def dense_bytes(sizes: Sizes) -> int:
+    """Bytes of all prunable linears of an encoder, dense, those of excluded layers too."""
+    full = torch.tensor([[sizes.dense.units[group] for group in GROUPS]])
+    return int(linear_bytes(sizes, full)) * (sizes.pruned + len(sizes.excluded))

@@ -47,4 +47,4 @@ class MultiplyAddsBudget(Budget):
 
     def wanted(self) -> float:
         """See :meth:`Budget.wanted`."""
-        return float(self.settings["multiply_adds"] * (self.total + self.rest))
+        return float(self.settings["multiply_adds"] * self.whole)

@@ -77,7 +77,7 @@ class TimeBudget(Budget):
     def wanted(self) -> float:
         """See :meth:`Budget.wanted`."""
         if self.settings.get("speedup") is not None:
-            return (self.total + self.rest) / float(self.settings["speedup"])
+            return self.whole / float(self.settings["speedup"])
         return parse_time(self.settings["latency"])
 
     def widths_that_pay(self, group: str, most: int) -> Sequence[int] | None:

@@ -245,10 +245,25 @@ def _keep_others(prepared: Prepared, work: Path, out: Path, dense: str) -> dict[
     for index in range(len(settings.targets) - 1):
         written = target_folder(work, settings.with_target(index))
         kept = out / written.name
-        shutil.move(written, kept)
-        trainer, _ = _make_trainer(prepared, prepared.model(str(kept)), work, 1, [])
+        # Not there, if a resumed job took it before it stopped.
+        if written.exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.move(written, kept)
+        model = prepared.model(str(kept))
+        trainer, _ = _make_trainer(prepared, model, work, 1, [])
         found[kept.name] = _evaluate(prepared, trainer, dense)
+        _write_sentence_model(prepared, model, kept)
     return found
+
+
+def _write_sentence_model(prepared: Prepared, model: PreTrainedModel, folder: Path) -> bool:
+    """Write a model as the SentenceTransformer that it came out of, with our card; whether it did."""
+    card = model.pruning_card if isinstance(model, PrunedMixin) else None
+    written = save_sentence_model(prepared.job.model, model, folder)
+    if written and card is not None:
+        # sentence-transformers writes a card of its own, which knows nothing of pruning.
+        write_text(folder / "README.md", card)
+    return written
 
 
 def _figures(metrics: dict[str, float]) -> str:
@@ -257,12 +272,7 @@ def _figures(metrics: dict[str, float]) -> str:
 
 def _write(prepared: Prepared, model: PreTrainedModel, trainer: Trainer, out: Path, found: JobReport) -> None:
     """Put the pruned model and what is known of it into the folder."""
-    card = model.pruning_card if isinstance(model, PrunedMixin) else None
-    if save_sentence_model(prepared.job.model, model, out):
-        # sentence-transformers writes a card of its own, which knows nothing of pruning.
-        if card is not None:
-            write_text(out / "README.md", card)
-    else:
+    if not _write_sentence_model(prepared, model, out):
         # Not by the Trainer, which writes a pickle beside.
         model.save_pretrained(out)
         prepared.tokenizer.save_pretrained(out)

@@ -74,7 +74,8 @@ class GroupLasso(SquaredWeights[GroupLassoSettings]):
                 gamma.copy_(1 / (mean + self.settings.lasso_epsilon))
             value += float((weight * gamma * sizes * mean).sum())
             add_penalty_gradient(matrices, mean, weight * gamma)
-        return Pressure(target, weight, value)
+        # Nothing is to go until the masks land.
+        return Pressure(1.0, weight, value)
 
     def _is_due(self, gamma: Tensor, progress: Progress) -> bool:
         """Whether γ is to be computed anew: as the phase begins, and at equal shares of it."""

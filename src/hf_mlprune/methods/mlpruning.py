@@ -116,6 +116,8 @@ class LearnedThresholds(Method[ThresholdSettings]):
     """
 
     Settings = ThresholdSettings
+    #: Each threshold keeps a unit at least, so whole modules would all stay.
+    levels = ("heads", "rows", "blocks")
     has_penalty = True
     mask_queries_and_keys = True
 

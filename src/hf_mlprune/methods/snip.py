@@ -59,7 +59,8 @@ class IdentityPrior(Ranking[IdentityPriorSettings]):
     """Push residual modules to the identity, and remove those that come closest.
 
     A module's function F is what it adds to the residual stream. A unit's norm is ``ρ = mean over tokens of
-    ‖F(x)‖₂ / √D``; ``λ Σ ρ`` is added to the loss, with the gradient of the module's last matrix.
+    ‖F(x)‖₂ / √D``; ``λ Σ ρ`` is added to the loss, with the gradient of the module's last matrix. A removed
+    module adds nothing: its norm only falls, so it does not come back.
     """
 
     Settings = IdentityPriorSettings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from .cards import CARD_MARK, CARD_PLACE, pushed_card
 from .checkpoint import (
     HUB_ARGUMENTS,
     POOLER,
@@ -41,16 +41,8 @@ from .pruned import (
 
 REPORT_FILE = "pruning_report.json"
 
-#: Stands in the model cards that we write, so that a later save may replace them and no other.
-CARD_MARK = "<!-- written by hf-mlprune -->"
-#: Stands in a card for the name of its repository, until it is pushed to one.
-CARD_PLACE = "this-repository"
 #: What `save_pretrained(push_to_hub=True)` hands on.
 _PUSH_ARGUMENTS = ("repo_id", "commit_message", "create_pr", "private", "token", "revision")
-#: Stands in the card that transformers makes for a repository without one.
-_GENERATED_CARD = "This model card has been automatically generated"
-#: Stands in the card that Trainer makes; it asks whoever completes the card to take it out.
-_TRAINER_CARD = "<!-- This model card has been generated automatically according to the information the"
 
 
 def encoder_layers(encoder: nn.Module, layout: Layout) -> list[nn.Module]:
@@ -100,29 +92,6 @@ def is_encoder_weight(model: PreTrainedModel, key: str) -> bool:
     if model.base_model is not model and not key.startswith(inside):
         return False
     return not key.removeprefix(inside).startswith(POOLER)
-
-
-def pushed_card(theirs: str, ours: str) -> str:
-    """The card of a repository that has one already.
-
-    Ours takes the place of cards that nobody wrote, and stands below the metadata and text of Trainer's
-    draft. What somebody wrote stays.
-
-    Args:
-        theirs: of the repository, or what transformers made for one without.
-        ours: of the model.
-    """
-    before, mark, _ = theirs.partition(CARD_MARK)
-    if _TRAINER_CARD in before:
-        return f"{before.rstrip()}\n\n{ours[ours.find(CARD_MARK) :]}"
-    if not mark and _GENERATED_CARD not in theirs:
-        return theirs
-    # Tags that are given to `push_to_hub` are in theirs by now.
-    tags, own = (re.search(r"^tags:\n((?:- .*\n)+)", text, re.MULTILINE) for text in (theirs, ours))
-    if not tags or not own:
-        return ours
-    added = [line for line in tags[1].splitlines(True) if line not in own[1].splitlines(True)]
-    return ours[: own.end()] + "".join(added) + ours[own.end() :]
 
 
 def check_files(

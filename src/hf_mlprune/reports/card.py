@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from huggingface_hub import EvalResult, ModelCardData
 from transformers.modelcard import METRIC_TAGS
 
+from ..modeling.cards import CARD_MARK, CARD_PLACE
 from ..modeling.family import Head
-from ..modeling.pretrained import CARD_MARK, CARD_PLACE
 from .evaluation import Evaluations
 from .origin import HubDataset, Origin
 from .picture import GONE, KEPT, picture

@@ -56,7 +56,7 @@ class StructuredStage(Stage):
         if name == "density":
             return super().unreachable(share, least)
         budget = self.budget
-        dense, floor = budget.rest + budget.total, budget.rest + least * budget.total
+        dense, floor = budget.whole, budget.rest + least * budget.total
         return (
             f"{name}={value!r} cannot be reached: the least is {budget.describe(floor)} of "
             f"{budget.describe(dense)}, {dense / max(floor, 1):.2f} times less; {budget.obstacle} take "
@@ -175,7 +175,8 @@ class StructuredStage(Stage):
             row = list(widths[position])
             for ratio, gate, (p, group) in zip(keep_ratios, self.gates, self.groups, strict=True):
                 if p == position:
-                    units = (ratio.double() * gate.units).clamp(min=1.0)
+                    # Costs are computed on the processor, wherever the thresholds are.
+                    units = (ratio.double().cpu() * gate.units).clamp(min=1.0)
                     row[GROUPS.index(group)] = units * gate.size
             rows.append(torch.stack(row))
         return self.budget.layer_costs(torch.stack(rows)).sum() / self.total

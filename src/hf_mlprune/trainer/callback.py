@@ -224,8 +224,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         session.rehearse()
         before = pruning.structured_is_final
         finished = finished_target(model, state.global_step)
-        if finished is not None and state.is_world_process_zero:
+        if finished is not None:
+            # In every process: their weights must stay the same.
             use_evaluation_weights(optimizer)
+        if finished is not None and state.is_world_process_zero:
             try:
                 write_target(session, finished, args, state, processing_class)
             except BaseException as error:

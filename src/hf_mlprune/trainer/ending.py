@@ -16,6 +16,7 @@ from ..reports.report import print_end
 from ..shrinking import ShrinkError, shrink
 from ..state import is_attached, pruning_states
 from .measuring import measured_report
+from .saving import write_pruned
 from .session import Session
 
 #: Folders of models that were rescued. The underscore keeps them out of hub uploads.
@@ -80,10 +81,10 @@ def rescue(model: nn.Module, output_dir: Path) -> str:
     folder = output_dir / (UNSHRUNK if masked else PRUNED)
     file = folder / "model.safetensors"
     try:
-        if isinstance(model, PreTrainedModel):
-            write_folder(folder, model.save_pretrained)
-        else:
+        if masked and not isinstance(model, PreTrainedModel):
             write_folder(folder, lambda partial: save_model(model, str(partial / file.name)))
+        else:
+            write_folder(folder, lambda partial: write_pruned(model, partial))
     except Exception as error:
         return f"the model could not be saved in {folder} either: {error}"
     if not masked:

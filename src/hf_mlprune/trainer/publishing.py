@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..families import head_of
 from ..loop import is_running
+from ..modeling.cards import CARD_MARK
 from ..modeling.checkpoint import write_text
-from ..modeling.pretrained import CARD_MARK, PrunedMixin
+from ..modeling.pretrained import PrunedMixin
 from ..reports.card import TAGS, CardFacts, model_card, unfinished_card
 from ..reports.evaluation import Evaluations, find_evaluations, metrics_of
 from ..reports.origin import HubDataset, Origin, find_dataset, find_origin

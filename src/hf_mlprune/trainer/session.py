@@ -218,7 +218,8 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
         raise ValueError("density is missing: give PruningCallback(density=0.2), or a model with masks")
     if attached is not None and attached != config:
         before, after = attached.to_dict(), config.to_dict()
-        differing = [f"{name}={before[name]!r}" for name in before if before[name] != after[name]]
+        # Another method has other settings.
+        differing = [f"{name}={value!r}" for name, value in before.items() if value != after.get(name)]
         raise ValueError(
             f"the model has masks already, of other settings than the callback ({', '.join(differing)}): "
             "load the model anew, or give the callback no settings to use the model's"

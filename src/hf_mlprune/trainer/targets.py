@@ -7,11 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_model
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..config import PruningConfig
-from ..files import write_folder, write_json
+from ..files import write_into, write_json
 from ..goals import predicted_speedup
 from ..modeling.pretrained import REPORT_FILE
 from ..proof import fixed_random_state
@@ -19,6 +18,7 @@ from ..reports.report import print_end
 from ..shrinking import shrunk_copy
 from ..state import pruning_states
 from .measuring import measured_report
+from .saving import write_pruned
 from .session import Session
 
 
@@ -86,7 +86,7 @@ def write_target(
         # What else lies there is left alone.
         copy.save_pretrained(folder)
     else:
-        write_folder(folder, lambda partial: save_model(copy, str(partial / "model.safetensors")))
+        write_into(folder, lambda partial: write_pruned(copy, partial))
         write_json(folder / REPORT_FILE, found.to_dict())
     if processing_class is not None:
         processing_class.save_pretrained(folder)

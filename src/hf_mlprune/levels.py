@@ -1,0 +1,65 @@
+"""What a run may prune: levels, the matrices whose rows go, and the shape of blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .values import check_choices
+
+LEVELS = ("heads", "rows", "blocks")
+#: Levels whose units are whole modules of a layer.
+MODULES = ("attention", "ffn")
+ROW_SITES = ("attention_output", "fc1", "fc2")
+#: Of a block, in rows or columns.
+LONGEST_SIDE = 4096
+
+
+def prunes_structures(levels: tuple[str, ...], row_sites: tuple[str, ...]) -> bool:
+    """Whether heads, rows or whole modules are pruned."""
+    whole = {"heads", *MODULES} & set(levels)
+    return bool(whole) or ("rows" in levels and bool(row_sites))
+
+
+def check_levels(levels: tuple[Any, ...], row_sites: tuple[Any, ...]) -> None:
+    """Check what is pruned.
+
+    Raises:
+        ValueError: an unknown level or site, one that contains another, or nothing to prune.
+    """
+    check_choices("levels", levels, LEVELS + MODULES)
+    check_choices("row_sites", row_sites, ROW_SITES)
+    for whole, parts, taken in (
+        ("attention", "heads", "heads" in levels),
+        ("ffn", "rows of fc1", "rows" in levels and "fc1" in row_sites),
+    ):
+        if whole in levels and taken:
+            raise ValueError(f"levels: expected {whole!r} or {parts}, got both")
+    if not (prunes_structures(levels, row_sites) or "blocks" in levels):
+        raise ValueError(
+            f"levels: expected at least one of {LEVELS + MODULES}, and row_sites for rows, got "
+            f"{levels} with row_sites={row_sites}"
+        )
+
+
+def check_block_shape(shape: tuple[Any, ...]) -> None:
+    """Check ``(rows, columns)`` of a block.
+
+    Raises:
+        ValueError: not two whole numbers, or one out of its range.
+    """
+    if len(shape) != 2 or not all(type(side) is int and 1 <= side <= LONGEST_SIDE for side in shape):
+        raise ValueError(
+            f"block_shape: expected two whole numbers from 1 to {LONGEST_SIDE} (rows, columns), got {shape!r}"
+        )
+
+
+def check_places(exclude: tuple[Any, ...], encoder: tuple[Any, ...]) -> None:
+    """Check which layers are left alone, and which encoders are pruned.
+
+    Raises:
+        ValueError: what is no index of a layer, or no path.
+    """
+    if not all(type(index) is int and index >= 0 for index in exclude):
+        raise ValueError(f"exclude: expected layer indices from 0 up, got {exclude!r}")
+    if not all(isinstance(path, str) and path for path in encoder):
+        raise ValueError(f"encoder: expected paths such as 'text_model', got {encoder!r}")

@@ -1,0 +1,38 @@
+"""A pruned model of any class, written so that it can be loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from safetensors.torch import save_model
+from torch import nn
+
+from ..families import known_encoders
+
+
+@runtime_checkable
+class SavesItself(Protocol):
+    """A model of transformers or of sentence-transformers, say."""
+
+    def save_pretrained(self, save_directory: str) -> Any:
+        """Write all that is needed to load it."""
+
+
+def write_pruned(model: nn.Module, folder: Path) -> None:
+    """Write a pruned model into an empty folder.
+
+    Args:
+        model: pruned. A class that has no ``save_pretrained`` gets ``model.safetensors``, and the config of
+            each encoder in the folder of its path.
+        folder: there already.
+    """
+    if isinstance(model, SavesItself):
+        model.save_pretrained(str(folder))
+        return
+    save_model(model, str(folder / "model.safetensors"))
+    for path, _, encoder in known_encoders(model):
+        encoder.config.save_pretrained(folder / path)
+    # safetensors gives its files to their owner alone, so that another user's server could not read them.
+    config = next(folder.rglob("config.json"))
+    (folder / "model.safetensors").chmod(config.stat().st_mode)
