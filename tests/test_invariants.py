@@ -251,7 +251,7 @@ def test_a_model_that_is_pruned_further_begins_at_the_density_that_it_has():
         targets.append(figures(model)["density_target"])
     assert had >= targets[0] > targets[-1]
     assert targets == sorted(targets, reverse=True)
-    assert targets[-1] == pytest.approx(0.4, abs=0.02)
+    assert 0.4 <= targets[-1] < 0.45
 
 
 @each_family

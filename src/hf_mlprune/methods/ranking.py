@@ -14,8 +14,8 @@ from .base import Method, Pressure, Progress, S
 class Ranking(Method[S]):
     """Keep what is most important per weight, on a cubic path to the target.
 
-    All units of a stage compete in one ranking of score / weights freed. Where removed units are scored too, a
-    unit can come back until masks are fixed.
+    All units of a stage compete in one ranking of score / weights freed. Where removed units are scored too,
+    a unit can come back until masks are fixed.
     """
 
     @abstractmethod
