@@ -16,7 +16,8 @@ import pytest
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_mlprune import report as report_of
-from hf_mlprune.reports.folder import read_folder
+from hf_mlprune.reports.folder import LayerMap, read_folder
+from hf_mlprune.reports.plot import draw_maps
 from hf_mlprune.reports.report import Report
 from support.browser import page_of
 from support.command import run
@@ -98,6 +99,7 @@ def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
         (("report", "{small}", "--html", "page.txt"), "error: html: expected a file of .html, got page.txt"),
         (("plot", "{small}", "--out", "plot.doc"), "error: out: expected a file of .png, .* got plot.doc"),
         (("export", "{small}", "--out", "x", "--to", "coreml"), "error: to: expected one of .* got 'coreml'"),
+        (("export", "{small}", "--out", "x", "--max-length", "9"), "error: max_length: expected --data"),
         (("push", "{small}", "no-owner"), "error: expected a name with its owner, such as me/my-model"),
         (("prune", "{small}", "--data", "none.csv", "--out", "x"), "error: data: expected a file or folder"),
         (("prune", "{small}", "--data", "d.csv", "--out", "x", "--density", "7"), "error: density: expected"),
@@ -209,6 +211,24 @@ def test_a_page_of_blocks_has_their_maps(pruned_folder, tmp_path):
     run("plot", pruned_folder, "--out", tmp_path / "plot.png")
 
 
+def test_a_map_stands_under_the_name_of_its_matrix():
+    from matplotlib.figure import Figure
+
+    grid = [[True, False]]
+    whole = dict.fromkeys(("query", "key", "value", "attention_output", "fc1", "fc2"), grid)
+    kept = {"heads": [True, False], "fc1": [True, True]}
+    layers = [
+        LayerMap("", 0, {**kept, "heads": [False, False]}, {"fc1": grid, "fc2": grid}),
+        LayerMap("", 1, kept, whole),
+    ]
+    axes = Figure().subplots()
+    draw_maps(axes, layers)
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    drawn = {(round(image.get_extent()[3] + 0.42), int(image.get_extent()[0])) for image in axes.get_images()}
+    assert {names[place] for row, place in drawn if row == 0} == {"heads", "FC1 rows", "fc1", "fc2"}
+    assert {names[place] for row, place in drawn if row == 1} == {"heads", "FC1 rows", *whole}
+
+
 def test_a_report_shows_itself_in_a_notebook(small):
     html = read_folder(str(small)).report._repr_html_()
     assert ElementTree.fromstring(f"<div>{html}</div>").find("table/caption") is not None
@@ -267,6 +287,15 @@ def test_push_uploads_the_model_and_not_the_dense_one(small, tmp_path):
         files = hub.repositories[f"{OWNER}/small"]
         assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(files)
         assert not [name for name in files if name.startswith("_") or name == "job.json"]
+        assert f'from_pretrained("{OWNER}/small")' in files["README.md"].decode()
+        assert "this-repository" not in files["README.md"].decode()
+        hub.repositories[f"{OWNER}/small"]["README.md"] = b"# My own words"
+        done = subprocess.run(
+            [*program, "push", str(small), f"{OWNER}/small"],
+            capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert hub.repositories[f"{OWNER}/small"]["README.md"] == b"# My own words"
     finally:
         hub.close()
     assert AutoModelForSequenceClassification.from_pretrained(small).config.num_labels == 2

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from families import TABLE
 from hf_mlprune import PruningConfig, advance, attach, collect, distilled, report, shrink, start
@@ -13,9 +14,10 @@ from hf_mlprune.state import pruning_state
 from support.models import labelled_head, make_batch, make_model
 
 
-def gradients(model, batch) -> torch.Tensor:
+def gradients(model, batch, call=None) -> torch.Tensor:
     model.zero_grad()
-    model.train()(**batch).loss.backward()
+    model.train()
+    (model(**batch).loss if call is None else call()).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -37,6 +39,99 @@ def test_gradients_are_those_of_both_losses_by_their_weights(family):
     torch.testing.assert_close(both, 0.3 * task + 0.7 * taught, rtol=1e-4, atol=1e-5)
     assert not torch.equal(task, taught)
     assert torch.equal(gradients(model, batch), task)
+
+
+class WithAnotherScalar(nn.Module):
+    """A model with a figure beside its loss, as those with several losses have it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        out = self.model(**inputs)
+        return {"figure": out.logits.square().mean(), "loss": out.loss, "logits": out.logits}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01, 1.0])
+def test_other_scalars_of_the_loss_do_not_weigh_the_teacher(weight):
+    model, teacher = WithAnotherScalar(make_model()), WithAnotherScalar(make_model(seed=1))
+    batch = make_batch()
+    with distilled(model, teacher, PruningConfig.create(0.5, task_weight=0.0)):
+        expected = gradients(model.model, batch, call=lambda: model(**batch)["loss"])
+        out = gradients(model.model, batch, call=lambda: total(model(**batch), weight))
+    torch.testing.assert_close(out, expected)
+
+
+def total(out, weight):
+    return out["loss"] + weight * out["figure"]
+
+
+class InPlace(nn.Module):
+    """A model that scales its inputs where they lie."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, None
+
+    def forward(self, scale, **inputs):
+        scale.div_(255)
+        self.seen = float(scale)
+        out = self.model(**inputs)
+        return {"loss": scale * out.loss, "logits": out.logits}
+
+
+def test_what_a_model_does_to_its_inputs_in_place_the_other_does_not_see():
+    model, teacher = InPlace(make_model()), InPlace(make_model(seed=1))
+    with distilled(model, teacher, PruningConfig.create(0.5)):
+        model.train()(scale=torch.tensor(255.0), **make_batch())["loss"].backward()
+    assert (model.seen, teacher.seen) == (1.0, 1.0)
+
+
+def test_masks_go_with_a_model_that_is_moved_after_the_start():
+    model = make_model()
+    attach(model, PruningConfig.create(0.5))
+    start(model, 20)
+    model.to("meta")
+    assert {gate.mask.device.type for gate in pruning_state(model).all_gates()} == {"meta"}
+
+
+def test_a_loop_taken_up_among_the_blocks_wants_the_step1_model_as_its_teacher():
+    model, teacher = make_model(), make_model(seed=1)
+    attach(model, PruningConfig.create(0.3, "paper", block_shape=(8, 4)))
+    start(model, 24)
+    with distilled(model, teacher) as distillation:
+        for step in range(1, 15):
+            model.train()(**make_batch(seed=step)).loss.backward()
+            collect(model)
+            model.zero_grad()
+            advance(model, step)
+            distillation.update()
+        step1 = distillation.teacher
+    start(model, 24, 14)
+    refused = pytest.raises(ValueError, match=r"in its block phase, .* pass `distillation\.teacher`")
+    with refused, distilled(model, teacher):
+        pass
+    with distilled(model, step1) as distillation:
+        model.train()(**make_batch(seed=15)).loss.backward()
+        collect(model)
+        advance(model, 15)
+        distillation.update()
+        assert distillation.teacher is step1
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_attention_is_taught_with_checkpoints_that_leave_it_a_gradient(reentrant):
+    model, teacher = make_model(), make_model(seed=1)
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    settings = PruningConfig.create(0.5, attention_weight=1.0)
+    with distilled(model, teacher, settings):
+        if reentrant:
+            with pytest.raises(RuntimeError, match="attention weights have no gradient"):
+                model.train()(**make_batch())
+        else:
+            model.train()(**make_batch()).loss.backward()
 
 
 def test_a_run_in_a_loop_with_the_step1_model_as_the_teacher_of_blocks():

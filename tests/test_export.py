@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from families import TABLE
-from hf_mlprune import PruningConfig, export, shrink
+from hf_mlprune import PruningCallback, PruningConfig, export, shrink
+from hf_mlprune.exporting.bench import bench
 from hf_mlprune.exporting.export import ENGINES
-from hf_mlprune.exporting.metric import points_lost
+from hf_mlprune.exporting.metric import is_within, points_lost
 from hf_mlprune.exporting.report import REPORT_FILE
+from hf_mlprune.exporting.source import read_source
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
-from support.models import inputs_of, labelled_head, make_batch, make_model, prune
+from support.models import assert_same_outputs, inputs_of, labelled_head, make_batch, make_model, prune
+from support.training import make_trainer
 
 # Of torch's, onnxscript's and nncf's own making.
 pytestmark = pytest.mark.filterwarnings(
@@ -412,3 +418,35 @@ def test_an_export_that_computes_something_else_is_not_written(tmp_path):
     with pytest.raises(RuntimeError, match="the engine computes something else, and nothing was written"):
         export(model, tmp_path / "served", latency=())
     assert not list(tmp_path.iterdir())
+
+
+@given(st.integers(1, 3000), st.data(), st.sampled_from([0.5, 1, 0.1, 2]))
+def test_a_drop_is_counted_in_rows_whatever_floats_make_of_it(rows, data, max_drop):
+    before = data.draw(st.integers(0, rows))
+    after = data.draw(st.integers(0, before))
+    lost = Fraction(100 * (before - after), rows)
+    assert is_within(before / rows, after / rows, max_drop) == (lost <= Fraction(str(max_drop)))
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_dense_model_that_takes_more_inputs_is_compared(engine, tmp_path):
+    model = make_model(family="distilbert")
+    prune(model, PruningConfig.create(0.5))
+    shrink(model)
+    model.save_pretrained(tmp_path / "pruned")
+    make_model().save_pretrained(tmp_path / "dense")
+    found = bench(
+        str(tmp_path / "pruned"), against=str(tmp_path / "dense"), engines=[engine], shapes=["1x8"], rounds=2
+    )
+    assert all(row.milliseconds > 0 for row in found.rows)
+
+
+def test_a_model_that_was_trained_in_autocast_is_exported_without_it(tmp_path):
+    trainer = make_trainer(
+        tmp_path / "run", make_model(), PruningCallback(density=0.5), bf16=True, use_cpu=True
+    )
+    trainer.train()
+    trainer.model.save_pretrained(tmp_path / "saved")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert_same_outputs(read_source(trainer.model, None).module, loaded, make_batch(), 0.0)
+    export(trainer.model, tmp_path / "onnx", to="onnx", latency=())

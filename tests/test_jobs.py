@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,8 +37,10 @@ from hf_mlprune.reports.report import Report
 WORDS = {"sport": "goal match team player coach", "money": "bank market share profit trade"}
 
 
-def read_data(data: str, test: str | None, *, seed: int, label: str | None = None) -> DatasetDict:
-    return divide(read_splits(data, test), seed=seed, label=label)
+def read_data(
+    data: str, test: str | None, *, seed: int, label: str | None = None, columns: Sequence[str] = ()
+) -> DatasetDict:
+    return divide(read_splits(data, test), seed=seed, columns=columns, label=label)
 
 
 def rows_of(count: int = 60) -> list[dict]:

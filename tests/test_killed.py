@@ -156,6 +156,15 @@ def test_an_optimizer_without_state_resumes(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps}") if steps else None)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw_torch"])
+def test_weights_alone_are_no_checkpoint_of_any_optimizer(optimizer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 8, "optim": optimizer, "save_only_model": True}
+    make_trainer(tmp_path, make_model(), PruningCallback(0.3), **settings).train()
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(0.3), **settings)
+    with pytest.raises(ValueError, match="resume: the checkpoint is incomplete"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
 def test_no_complete_checkpoint_at_all(tmp_path):
     assert last_complete_checkpoint(tmp_path / "nothing") is None
     (tmp_path / "checkpoint-3").mkdir()

@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    BertForSequenceClassification,
     BertTokenizer,
     TrainerCallback,
 )
@@ -218,6 +219,23 @@ def test_a_module_of_the_users_own_is_written_so_that_it_loads_again(tmp_path):
     assert report(again).density == json.loads((folder / "pruning_report.json").read_text())["density"]
     assert (folder / "mine.onnx").read_text() == "a user's"
     assert not list(tmp_path.glob("*partial*"))
+
+
+class Mine(BertForSequenceClassification):
+    """A class of the user's own, over one of transformers."""
+
+
+def test_a_class_over_a_stock_one_is_written_with_its_report(tmp_path):
+    model = Mine.from_pretrained(saved(make_model(), tmp_path / "dense"))
+    make_trainer(tmp_path, model, PruningCallback(targets=[0.8, 0.6]), max_steps=40).train()
+    found = json.loads((tmp_path / "density-0.8" / "pruning_report.json").read_text())
+    assert 0.6 < found["density"] <= 0.8
+    assert (tmp_path / "density-0.8" / "model.safetensors").is_file()
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    return folder
 
 
 def test_masks_that_wait_for_the_next_target_are_no_stall(caplog):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
 from functools import partial
 
 import pytest
@@ -13,6 +15,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 
 from hf_mlprune import PruningCallback, report
+from hf_mlprune.distillation.losses import logits_loss, token_divergence
 from support.models import LABELS, make_batch, make_dataset, make_model
 from support.training import distillation_losses, make_trainer, training_arguments
 
@@ -122,6 +125,62 @@ def test_unlabelled_rows_are_taught_as_labelled_ones_are(tmp_path):
         return torch.where(torch.arange(len(labels)) % 2 == 0, labels, -100)
 
     assert first_loss(half) == pytest.approx(first_loss(lambda labels: labels))
+
+
+@pytest.mark.parametrize(("rows", "batch", "accumulation"), [(10, 2, 3), (8, 2, 4), (6, 2, 16), (7, 2, 2)])
+def test_the_last_step_of_an_epoch_has_fewer_parts(rows, batch, accumulation, tmp_path):
+    found = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            found.append(
+                (callback._session.distiller.accumulation, trainer.current_gradient_accumulation_steps)
+            )
+
+    callback = PruningCallback(density=0.5, teacher=make_model(seed=1))
+    trainer = make_trainer(
+        tmp_path, make_model(), callback, callbacks=[Watch()], max_steps=20,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+    trainer.train_dataset = trainer.train_dataset.select(range(rows))
+    trainer.train()
+    assert len(found) == 20
+    assert all(ours == theirs for ours, theirs in found)
+
+
+def test_logits_of_another_middle_are_no_tokens():
+    student, teacher, mask = torch.randn(4, 3, 5), torch.randn(4, 3, 5), torch.ones(4, 8)
+    found = logits_loss(student, teacher, mask, None, 2.0)
+    torch.testing.assert_close(found, token_divergence(student, teacher, 2.0).mean())
+
+
+def test_a_teacher_is_let_go_at_the_end_of_its_run(tmp_path):
+    make_model(seed=1).save_pretrained(tmp_path / "teacher")
+    callback, held = PruningCallback(density=0.5, teacher=str(tmp_path / "teacher")), []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            held[:] = [weakref.ref(callback._session.teacher.model)]
+
+    trainer = make_trainer(tmp_path / "run", make_model(), callback, callbacks=[Watch()])
+    trainer.train()
+    gc.collect()
+    assert held[0]() is None
+    assert callback.report is not None
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_teacher_has_the_autocast_that_accelerate_was_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    found = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            found.append(callback._session.distiller.autocast_dtype)
+
+    callback = PruningCallback(density=0.5, teacher=make_model(seed=1))
+    make_trainer(tmp_path, make_model(), callback, callbacks=[Watch()]).train()
+    assert set(found) == {torch.bfloat16}
 
 
 class Constant(nn.Module):

@@ -25,9 +25,13 @@ class Call:
     kwargs: dict[str, Any]
 
     @classmethod
-    def remember(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Take over the arguments of a call; tensors share their memory with the caller's."""
-        return cls(*map_tensors(lambda _, tensor: tensor.detach(), (args, dict(kwargs))))
+    def remember(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, copy: bool = False) -> Call:
+        """Take over the arguments of a call; tensors share their memory with the caller's, unless copied."""
+
+        def taken(_: str, tensor: Tensor) -> Tensor:
+            return tensor.detach().clone() if copy else tensor.detach()
+
+        return cls(*map_tensors(taken, (args, dict(kwargs))))
 
     def replay(self, model: nn.Module, dtype: torch.dtype) -> Any:
         """Make the call again, floating-point tensors cast to ``dtype``, past the hooks of the model itself.
@@ -36,9 +40,9 @@ class Call:
         """
 
         def cast(_: str, tensor: Tensor) -> Tensor:
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+            return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
-        # Fresh containers each time: some models write into those they are called with.
+        # Fresh containers and tensors each time: some models write into those they are called with.
         args, kwargs = map_tensors(cast, (self.args, self.kwargs))
         forward = vars(model).get("_original_forward", model.forward)
         return forward(*args, **kwargs)

@@ -91,7 +91,7 @@ def prune(
     with errors_in_words(traceback=traceback):
         from .jobs import Job
         from .jobs import prune as do_job
-        from .jobs.job import check_folder
+        from .jobs.job import check_folder, interrupted
         from .jobs.preparing import check_reachable, describe, prepare
 
         named = {"density": density, "speedup": speedup, "latency": latency, "size": size, "method": method}
@@ -119,7 +119,7 @@ def prune(
         try:
             found = do_job(job, resume=resume, say=lambda text: err.print(escape(text)))
         except KeyboardInterrupt:
-            err.print("interrupted; the same command with --resume goes on from the last checkpoint")
+            err.print(interrupted(job))
             raise typer.Exit(INTERRUPTED) from None
         if as_json:
             show(found.to_dict(), as_json=True)
@@ -230,6 +230,8 @@ def export(
         labelled: dict[str, Any] = {}
         if data is None and column:
             raise ValueError("column: expected --data, whose columns it names, got none")
+        if data is None and max_length is not None:
+            raise ValueError("max_length: expected --data, whose examples it cuts, got none")
         if data is not None:
             if not int8:
                 raise ValueError("data: expected --int8, which is held to the metric on them, got none")

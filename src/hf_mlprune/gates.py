@@ -50,6 +50,8 @@ class Gate(nn.Module):
             new = self.get_buffer(name)
             if new.dtype is not old.dtype:
                 setattr(self, name, old.to(new.device))
+        if self.mask is not None and self.mask.device != self.keep.device:
+            self.learn(True)
         return self
 
     def set_keep(self, keep: Tensor) -> None:

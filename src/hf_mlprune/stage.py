@@ -153,7 +153,7 @@ class Stage(ABC):
         return order, self._counter(gate_of[order], unit_of[order])
 
     def _with_minimum(self, values: Tensor, candidates: Tensor) -> Tensor:
-        values = values.detach().double().cpu().clone()
+        values = values.detach().cpu().double().clone()
         order = values.argsort(descending=True, stable=True)
         values[order[candidates[order]][: self.minimum]] = torch.inf
         return values

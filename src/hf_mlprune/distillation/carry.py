@@ -23,7 +23,13 @@ class Carry(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, carrier: Tensor, aux: Tensor, carrier_weight: float, aux_weight: float, once: Once
+        ctx: Any,
+        carrier: Tensor,
+        aux: Tensor,
+        carrier_weight: float,
+        aux_weight: float,
+        once: Once,
+        is_loss: bool,
     ) -> Tensor:
         """The carrier's value.
 
@@ -34,8 +40,9 @@ class Carry(torch.autograd.Function):
             carrier_weight: of the carrier's gradient.
             aux_weight: of the other loss.
             once: shared by all carriers of one forward pass.
+            is_loss: whether the carrier is the loss, and not what a script makes one of.
         """
-        ctx.weights, ctx.once, ctx.scalar = (carrier_weight, aux_weight), once, carrier.dim() == 0
+        ctx.weights, ctx.once, ctx.is_loss = (carrier_weight, aux_weight), once, is_loss
         # Not a view, which scripts could not change in place as they do a loss.
         return carrier.clone()
 
@@ -48,5 +55,5 @@ class Carry(torch.autograd.Function):
             ctx.once.entered = True
             ctx.once.note()
             # A loss is scaled as the script scales it; of other outputs the gradient says nothing about that.
-            aux_gradient = aux_weight * (gradient if ctx.scalar else gradient.new_ones(()))
-        return carrier_weight * gradient, aux_gradient, None, None, None
+            aux_gradient = aux_weight * (gradient if ctx.is_loss else gradient.new_ones(()))
+        return carrier_weight * gradient, aux_gradient, None, None, None, None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from ..config import PruningConfig
+from ..encoders import Encoder, inspect_encoders
 from ..shrinking import shrunk_copy
-from ..state import is_attached, pruning_states
+from ..state import STATE_NAME, is_attached, pruning_states
 from .hooks import Distiller
-from .teacher import load_teacher
+from .teacher import Teacher, load_teacher
 
 
 class Distillation:
@@ -20,11 +21,12 @@ class Distillation:
 
     Args:
         distiller: its hooks, in place.
+        taught_by_step1: whether the model as it was after heads and rows teaches already.
     """
 
-    def __init__(self, distiller: Distiller) -> None:
+    def __init__(self, distiller: Distiller, *, taught_by_step1: bool = False) -> None:
         self._distiller = distiller
-        self._taught_by_step1 = False
+        self._taught_by_step1 = taught_by_step1
 
     @property
     def teacher(self) -> nn.Module:
@@ -82,13 +84,15 @@ def distilled(
     Args:
         model: the student.
         teacher: a module that takes the same inputs as the model (it is put into evaluation mode), or the
-            folder or hub name of a model of the student's class.
+            folder or hub name of a model of the student's class. With ``block_teacher="step1"``, a loop that
+            is taken up in its block phase passes ``distillation.teacher`` of the interrupted one.
         settings: the weights of the terms; those of the model's masks, if ``None``.
         accumulation: backward passes per optimizer step.
         autocast_dtype: dtype of the autocast that the loop runs the model under, if any.
 
     Raises:
-        ValueError: there are no settings, or the teacher cannot teach this model; see ``load_teacher``.
+        ValueError: there are no settings, or the teacher cannot teach this model; see ``load_teacher``. Or
+            the loop is in its block phase, and the teacher is not the model as it was after heads and rows.
     """
     if settings is None and not is_attached(model):
         raise ValueError(
@@ -103,8 +107,27 @@ def distilled(
         autocast_dtype=autocast_dtype,
         accumulation=accumulation,
     )
+    states = pruning_states(model) if is_attached(model) else []
+    in_blocks = bool(states) and all(state.structured_is_final and not state.is_final for state in states)
+    in_blocks = in_blocks and config.step1_teaches
+    assert distiller.teacher is not None
+    if in_blocks and not _is_step1(distiller.teacher, inspect_encoders(model, config.encoder)):
+        raise ValueError(
+            "distilled: this loop is in its block phase, where the model as it was after heads and rows "
+            "teaches: pass `distillation.teacher` of the interrupted loop, or set block_teacher='teacher'"
+        )
     try:
         distiller.install()
-        yield Distillation(distiller)
+        yield Distillation(distiller, taught_by_step1=in_blocks)
     finally:
         distiller.remove()
+
+
+def _is_step1(teacher: Teacher, encoders: Sequence[Encoder]) -> bool:
+    """Whether a teacher kept the heads and rows that the masks of these encoders keep."""
+    for theirs, ours in zip(teacher.encoders, encoders, strict=True):
+        state = getattr(ours.module, STATE_NAME)
+        kept = [state.kept_structure(index).kept for index in range(len(ours.layers))]
+        if [layer.structure.kept for layer in theirs.layers] != kept:
+            return False
+    return True

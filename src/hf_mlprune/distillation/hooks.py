@@ -25,7 +25,7 @@ from ..families import head_of
 from .carry import Carry, Once
 from .dropout import RecoveryDropout
 from .losses import distillation_loss
-from .recording import EncoderRecorder
+from .recording import Encoded, EncoderRecorder
 from .teacher import Teacher
 
 #: Inputs that say what a model should have answered.
@@ -43,7 +43,7 @@ class Distiller:
         teacher: whose outputs are matched, if any; may be replaced while the hooks are out.
         config: the weights.
         autocast_dtype: dtype of the autocast that the script runs the student under, if any.
-        accumulation: micro-batches per optimizer step.
+        accumulation: micro-batches of the present optimizer step.
         processes: factor by which Trainer multiplies the loss of a model that it passes
             ``num_items_in_batch``.
         smoothed: whether a loss from the logits is Trainer's smoothed one: a mean over its micro-batch,
@@ -169,8 +169,8 @@ class Distiller:
             self._said = None
             if torch.is_grad_enabled():
                 # Before the student: what the teacher needs on its way is gone when that keeps most. And
-                # some models write into the containers that they are called with.
-                self._said = self._teach(self.teacher, Call.remember(args, kwargs))
+                # some models write into the containers and tensors that they are called with.
+                self._said = self._teach(self.teacher, Call.remember(args, kwargs, copy=True))
             for recorder in self._student:
                 recorder.begin()
         return args, kwargs
@@ -191,6 +191,7 @@ class Distiller:
                 "the outputs of one pass several times (MatryoshkaLoss, AdaptiveLayerLoss) cannot be taught: "
                 "train without a teacher"
             )
+        self._check_attention(passes)
         aux = distillation_loss(
             self.model,
             (out, passes),
@@ -208,6 +209,17 @@ class Distiller:
         self.loss_count += 1
         self._carried += 1
         return self._carry(out, kwargs, aux)
+
+    def _check_attention(self, passes: list[list[Encoded]]) -> None:
+        """Refuse attention weights that were computed without a graph."""
+        found = [
+            x for each in passes for encoded in each for x in encoded.attentions.values() if x is not None
+        ]
+        if found and not any(weights.requires_grad for weights in found):
+            raise RuntimeError(
+                "distillation: the attention weights have no gradient, as activation checkpointing with "
+                "use_reentrant=True computes them; set use_reentrant=False, or attention_weight=0"
+            )
 
     def _carry(self, out: Any, kwargs: dict[str, Any], aux: Tensor | None) -> Any:
         """The outputs with the share in the loss, and with the distillation loss in all their gradients."""
@@ -236,16 +248,17 @@ class Distiller:
                 value = value if task_share is None else task_share * value
                 if aux is None or not value.requires_grad:
                     return value
-                return Carry.apply(value, teacher_share * aux, alpha, 1 - alpha, once)  # type: ignore[no-any-return, no-untyped-call]
+                return Carry.apply(value, teacher_share * aux, alpha, 1 - alpha, once, True)  # type: ignore[no-any-return, no-untyped-call]
             if aux is None or not value.requires_grad:
                 return value
             # Trainer's own factors are in the gradient of the script's loss, which is not seen here.
-            return Carry.apply(value, aux, alpha * smoothed_share, (1 - alpha) / self.accumulation, once)  # type: ignore[no-any-return, no-untyped-call]
+            part = (1 - alpha) / self.accumulation
+            return Carry.apply(value, aux, alpha * smoothed_share, part, once, False)  # type: ignore[no-any-return, no-untyped-call]
 
         carried = map_tensors(carry, out)
         if aux is not None and self.without_labels and loss is None:
             # There is no task loss: the distillation loss is the whole, where Trainer looks for a loss.
-            whole = Carry.apply(aux.detach(), teacher_share * aux, 0.0, 1.0, once)  # type: ignore[no-untyped-call]
+            whole = Carry.apply(aux.detach(), teacher_share * aux, 0.0, 1.0, once, True)  # type: ignore[no-untyped-call]
             if isinstance(carried, MutableMapping):
                 carried["loss"] = whole
             elif isinstance(carried, tuple):

@@ -171,7 +171,8 @@ def logits_loss(
     """The term of one tensor of logits.
 
     Classes and choices: KL divergence. Regression, and any single logit, of which a softmax is always 1:
-    mean squared error. Multi-label: Bernoulli KL. ``(batch, tokens, classes)``: the same of the real tokens.
+    mean squared error. Multi-label: Bernoulli KL. ``(batch, tokens, classes)``: the same of the real tokens;
+    of another middle dimension, of all.
     """
     single = student.dim() == 1 or student.shape[-1] == 1
     if single or (problem_type == "regression" and student.dim() == 2):
@@ -181,7 +182,9 @@ def logits_loss(
         return bernoulli_divergence(student, teacher, temperature)
     else:
         error = token_divergence(student, teacher, temperature)
-    return _mean_over_real(error, attention_mask) if student.dim() == 3 else error.mean()
+    # Of another shape than the mask, they are no tokens: several tasks, say, or pairs.
+    tokens = attention_mask is not None and attention_mask.shape == error.shape
+    return _mean_over_real(error, attention_mask) if tokens else error.mean()
 
 
 def _squared_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -79,7 +79,14 @@ def _load(source: str, student: nn.Module) -> PreTrainedModel:
             "and pass the model"
         )
     auto = getattr(transformers, head.auto)
-    model, info = auto.from_pretrained(source, dtype=student.dtype, output_loading_info=True)
+    assert isinstance(student, PreTrainedModel)
+    # As the student: attention of another kind rounds otherwise.
+    model, info = auto.from_pretrained(
+        source,
+        dtype=student.dtype,
+        attn_implementation=student.config._attn_implementation,
+        output_loading_info=True,
+    )
     missing = sorted(key for key in unloaded_keys(info) if not key.startswith(POOLER))
     if missing:
         raise ValueError(

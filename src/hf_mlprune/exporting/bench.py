@@ -126,6 +126,7 @@ def bench(
         dense = read_source(against, None)
         if not set(pruned.names) <= set(dense.names):
             raise ValueError(f"against: expected a model that reads {pruned.names}, got one of {dense.names}")
+        dense = dataclasses.replace(dense, names=pruned.names)
     if threads is not None:
         check_whole_number("threads", threads, at_least=1)
     count = threads or torch.get_num_threads()

@@ -11,7 +11,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .engine import Layers, Runner
-from .metric import Judge, points_lost
+from .metric import Judge, is_within
 from .source import Inputs
 
 logger = logging.get_logger(__name__)
@@ -111,7 +111,7 @@ class Gate:
         )
 
     def _passes(self, found: Int8Result) -> bool:
-        return found.metric is None or points_lost(*found.metric) <= self.max_drop
+        return found.metric is None or is_within(*found.metric, self.max_drop)
 
     def _sensitivity(self, floats: Path, folder: Path, expected: Runner) -> dict[str, float]:
         """Layer -> difference if it alone is quantized, the largest first."""
@@ -130,6 +130,8 @@ def _difference(run: Runner, expected: Runner, batches: Sequence[Inputs]) -> flo
     for batch in batches:
         found, wanted = run(batch), expected(batch)
         for name, value in found.items():
+            if not np.isfinite(value).all():
+                return float("inf")
             scale = float(np.abs(wanted[name]).max(initial=0.0)) or 1.0
             largest = max(largest, float(np.abs(value - wanted[name]).max(initial=0.0)) / scale)
     return largest

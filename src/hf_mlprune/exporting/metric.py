@@ -17,6 +17,8 @@ from .source import LABELS, inputs_of
 ComputeMetrics = Callable[[EvalPrediction], Mapping[str, float]]
 #: The label of what does not count, as transformers' losses have it.
 IGNORED = -100
+#: Of points, as differences of floats have them.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,12 @@ def _labels_of(batch: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], ...]:
 def points_lost(before: float, after: float) -> float:
     """What a metric lost, in points: hundredths if it lay between -1 and 1 before, else its own units."""
     return (before - after) * (100 if abs(before) <= 1 else 1)
+
+
+def is_within(before: float, after: float, max_drop: float) -> bool:
+    """Whether a metric lost no more than so many points."""
+    # One row of 200 is half a point, but a little more than 0.5 as a difference of floats.
+    return points_lost(before, after) <= max_drop + ROUNDING
 
 
 def _predictions(outputs: Outputs) -> tuple[np.ndarray[Any, Any], ...]:

@@ -147,7 +147,12 @@ def read_source(model: Any, processor: Any, given: Iterable[str] | None = None) 
 
 
 def _plain_copy(model: nn.Module) -> Any:
-    return copy.deepcopy(model).cpu().float().eval()
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        # Autocast, which accelerate puts around the model that it trains.
+        if vars(module).pop("_original_forward", None) is not None:
+            vars(module).pop("forward", None)
+    return plain.cpu().float().eval()
 
 
 def _load(source: str, processor: Any) -> tuple[Any, Any]:

@@ -1,22 +1,18 @@
-"""How much the embeddings of a pruned model agree with the dense one's; models of sentence-transformers."""
+"""How much the embeddings of a pruned model agree with those of the dense one."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-from ..files import find_file
 from .preparing import Prepared
 
 #: Rows that embeddings are compared on.
 MOST_ROWS = 2000
 BATCH = 64
-MODULES = "modules.json"
 
 
 @torch.inference_mode()
@@ -40,24 +36,3 @@ def _mean(out: Any, mask: Tensor) -> Tensor:
     weights = mask.unsqueeze(-1).to(out.last_hidden_state.dtype)
     mean: Tensor = (out.last_hidden_state * weights).sum(1) / weights.sum(1).clamp(min=1)
     return mean
-
-
-def save_sentence_model(source: str, model: PreTrainedModel, out: Path) -> bool:
-    """Save a model as the SentenceTransformer that it came out of.
-
-    Args:
-        source: folder or hub name that it was loaded from.
-        model: pruned.
-        out: folder.
-
-    Returns:
-        Whether it came out of one; if not, nothing is written.
-    """
-    if find_file(source, MODULES) is None or type(model).__name__ != type(model.base_model).__name__:
-        return False
-    from sentence_transformers import SentenceTransformer
-
-    sentences = SentenceTransformer(source, device="cpu")
-    sentences[0].model = model.cpu()
-    sentences.save_pretrained(str(out))
-    return True

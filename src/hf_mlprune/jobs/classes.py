@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import ClassLabel, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
 
 #: More classes than this are no classes but numbers, or names that never repeat.
 MOST_CLASSES = 1000
@@ -17,15 +17,17 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
         ValueError: there is one class only, or so many that they are no classes.
     """
     kind = data["train"].features[label]
-    if isinstance(kind, ClassLabel):
-        return data, list(kind.names)
+    numbered = isinstance(kind, ClassLabel)
     for name, rows in data.items():
-        empty = sum(value is None or value == "" for value in rows[label])
+        # Hub data sets have -1 where there is no class.
+        empty = sum(value in (None, "") or (numbered and value == -1) for value in rows[label])
         if empty:
             raise ValueError(
                 f"data: expected a class in every row of {name}, got {empty} rows without one in {label!r}; "
                 "take them out"
             )
+    if numbered:
+        return _as_numbered(data, label, kind), list(kind.names)
     values = {_stripped(value) for rows in data.values() for value in rows[label]}
     if any(isinstance(value, float) and not value.is_integer() for value in values):
         raise ValueError(
@@ -48,8 +50,27 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
     ), names
 
 
+def _as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
+    """Data of which each split counts the classes as the training examples do, and not by name."""
+    for name, rows in data.items():
+        if rows.features[label] == kind:
+            continue
+        # Of another data set, or of a file: names, or numbers.
+        theirs = rows.features[label]
+        values = [theirs.int2str(x) for x in rows[label]] if isinstance(theirs, ClassLabel) else rows[label]
+        names = [str(_stripped(value)) for value in values]
+        if all(each.isdigit() and int(each) < len(kind.names) for each in names):
+            names = [kind.names[int(each)] for each in names]
+        check_known(set(names) - set(kind.names), label)
+        column = Dataset.from_dict({label: [kind.str2int(each) for each in names]}, Features({label: kind}))
+        data[name] = concatenate_datasets([rows.remove_columns(label), column], axis=1)
+    return data
+
+
 def _stripped(value: Any) -> Any:
-    """A class as it is told apart: a blank around a name makes no other one."""
+    """A class as it is told apart: a blank around a name makes no other one, nor does the point in 1.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value.strip() if isinstance(value, str) else value
 
 

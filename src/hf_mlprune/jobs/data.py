@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+#: What pandas makes of the first field of rows that have more than the header.
+INDEX = "__index_level_0__"
 #: Splits that a test is taken from, the first that is there and has labels.
 TEST_SPLITS = ("test", "validation", "dev")
 #: A test that the user named.
@@ -52,20 +54,23 @@ def read_splits(data: str, test: str | None) -> dict[str, Dataset]:
     return {"train": splits["train"], GIVEN: found["test"] if "test" in found else next(iter(found.values()))}
 
 
-def divide(splits: dict[str, Dataset], *, seed: int, label: str | None = None) -> DatasetDict:
+def divide(
+    splits: dict[str, Dataset], *, seed: int, columns: Collection[str], label: str | None = None
+) -> DatasetDict:
     """Rows to train on and to test on.
 
     Args:
         splits: what :func:`read_splits` found. Without a test that was given, one of theirs with labels is
             taken, or rows are held out.
         seed: of held-out rows.
+        columns: that the task reads.
         label: column that held-out rows are stratified by, if its values are classes.
 
     Returns:
         Splits ``train`` and ``test``.
 
     Raises:
-        ValueError: there are no rows, or not the same columns.
+        ValueError: there are no rows, or a split lacks a column.
     """
     train = splits["train"]
     named = _test_split(splits, label)
@@ -78,8 +83,8 @@ def divide(splits: dict[str, Dataset], *, seed: int, label: str | None = None) -
     for name, rows in (("data", train), ("test", held_out)):
         if not len(rows):
             raise ValueError(f"{name}: expected rows, got none")
-    missing = sorted(set(train.column_names) - set(held_out.column_names))
-    if missing and (label is None or label in missing):
+    missing = sorted(set(columns) - set(held_out.column_names))
+    if missing:
         raise ValueError(f"test: expected the columns of the data, got none named {missing}")
     return DatasetDict({"train": train, "test": held_out})
 
@@ -143,7 +148,7 @@ def _read_file(file: Path, argument: str) -> Dataset:
     if ending == ".json" and (rows := squad_rows(file)) is not None:
         return Dataset.from_list(rows)
     try:
-        return load_dataset(reader, data_files=str(file), split="train", **options)
+        rows = load_dataset(reader, data_files=str(file), split="train", **options)
     except Exception as error:
         cause = error.__cause__ or error
         if "no data" in str(cause):
@@ -155,6 +160,12 @@ def _read_file(file: Path, argument: str) -> Dataset:
         raise ValueError(
             f"{argument}: expected {reader} in {file}, got what cannot be read: {cause}"
         ) from error
+    if reader == "csv" and INDEX in rows.column_names:
+        raise ValueError(
+            f"{argument}: expected as many fields in each row of {file} as its header has, got rows with "
+            f"more; put texts that contain {options['sep']!r} into quotation marks"
+        )
+    return rows
 
 
 def _separator(file: Path) -> str:

@@ -21,12 +21,13 @@ from ..reports.report import Report
 from ..trainer.callback import PruningCallback
 from ..trainer.resuming import last_complete_checkpoint
 from ..trainer.targets import target_folder
-from .agreement import agreement, save_sentence_model
+from .agreement import agreement
 from .batches import LengthTrainer
 from .interrupting import SaveOnInterrupt
 from .plan import Job
 from .preparing import Prepared, check_reachable, prepare
 from .progress import Bar
+from .sentences import save_sentence_model
 
 #: Folders of a job in its output; the underscore keeps them out of hub uploads.
 DENSE, WORK = "_dense", "_work"
@@ -143,6 +144,13 @@ def check_folder(job: Job, *, resume: bool) -> None:
         raise FileExistsError(f"out: {out} holds an interrupted job; add --resume, or name a new folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or an empty folder, got {out}, which holds something")
+
+
+def interrupted(job: Job) -> str:
+    """How to go on after Ctrl-C."""
+    if (Path(job.out) / WORK / JOB).is_file():
+        return "interrupted; the same command with --resume goes on from the last checkpoint"
+    return "interrupted before any training; give the same command again"
 
 
 def _say_found(prepared: Prepared, say: Say) -> None:

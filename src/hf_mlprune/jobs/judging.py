@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer
 
 from ..exporting.metric import IGNORED, ComputeMetrics
 from ..families import read_config
 from ..reports.folder import JOB, read_stored
 from .data import read_any_splits, rows_to_judge
-from .preparing import TASKS, longest_row, tokenized
+from .preparing import TASKS, load_tokenizer, longest_row, tokenized
 from .tasks import Regression, Task, TextClassification
 
 ROWS_OF_BATCH = 64
@@ -65,8 +64,8 @@ def read_labelled(
     # Where there is nothing to train on, tasks read the one split as both.
     both = task.prepare(DatasetDict({"train": rows, "test": rows}))
     test = DatasetDict({"test": both["test"]})
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    length = longest_row(max_length or job.get("max_length"), task, tokenizer)
+    tokenizer = load_tokenizer(model, task)
+    length = longest_row(max_length or job.get("max_length"), task, tokenizer, config)
     tokens = task.keep(test, tokenized(task, test, tokenizer, length))["test"]
     if task.labels is not None:
         tokens = _as_of_model(tokens, task.labels, config)

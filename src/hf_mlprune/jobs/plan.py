@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import PruningConfig
+from ..methods import name_of
 from ..schedule import MINIMUM_STEPS
 from ..values import check_number, check_whole_number
 
@@ -76,8 +78,9 @@ class Job:
         return PruningConfig.create(**self.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return dataclasses.asdict(self)
+        """JSON form, as it is read again."""
+        settings = {name: name_of(x) if isinstance(x, type) else x for name, x in self.settings.items()}
+        return dict(json.loads(json.dumps({**dataclasses.asdict(self), "settings": settings})))
 
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
         """What another job, in JSON form, has that this one has not."""

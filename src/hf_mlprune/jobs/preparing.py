@@ -20,11 +20,14 @@ from ..families import FAMILIES, UNSUPPORTED, read_config
 from ..latency_table import measured_table
 from ..loop import start
 from ..modeling.checkpoint import keep_present_names
+from ..modeling.family import Family
 from ..trainer.data import typical_length
 from .data import divide, read_splits
 from .plan import Job
 from .question_answering import QuestionAnswering
+from .sentences import check_sentence_package
 from .tasks import Embeddings, Regression, Task, TextClassification, TokenClassification
+from .words import word_tokenizer
 
 #: Least steps, so that small data are learned and pruned as well.
 LEAST_FINE_TUNING, LEAST_PRUNING = 200, 400
@@ -53,6 +56,7 @@ class Prepared:
         data: rows, splits ``train`` and ``test``.
         tokens: the same as a model reads them.
         tokenizer: of the model.
+        longest: tokens at which examples are cut.
         fine_tune: whether to fine-tune first.
         why: why that is so.
         steps: of fine-tuning and of pruning.
@@ -64,6 +68,7 @@ class Prepared:
     data: DatasetDict
     tokens: DatasetDict
     tokenizer: Any
+    longest: int
     fine_tune: bool
     why: str
     steps: tuple[int, int]
@@ -91,18 +96,16 @@ def prepare(job: Job) -> Prepared:
     if job.task not in TASKS:
         raise ValueError(f"task: expected one of {list(TASKS)}, got {job.task!r}")
     config = read_config(job.model, "model: expected a folder")
-    known = {kind for family in FAMILIES for kind in (family.name, family.config.model_type)}
-    if config.model_type not in known:
-        why = UNSUPPORTED.get(config.model_type)
-        raise TypeError(
-            f"model: expected one of a known family ({', '.join(family.name for family in FAMILIES)}), got "
-            f"{config.model_type!r}{f': {why}' if why else ''}"
-        )
+    _family_of(config)
     splits = read_splits(job.data, job.test)
     task = TASKS[job.task](splits["train"], job.columns)
-    data = task.prepare(divide(splits, seed=job.seed, label=task.label_column))
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    tokens = task.keep(data, tokenized(task, data, tokenizer, longest_row(job.max_length, task, tokenizer)))
+    if task.teaches_itself:
+        check_sentence_package(job.model)
+    columns = task.columns.values()
+    data = task.prepare(divide(splits, seed=job.seed, columns=columns, label=task.label_column))
+    tokenizer = load_tokenizer(job.model, task)
+    longest = longest_row(job.max_length, task, tokenizer, config)
+    tokens = task.keep(data, tokenized(task, data, tokenizer, longest))
     fine_tune, why = _must_fine_tune(job, task, config)
     size = len(tokens["train"])
     per_epoch = math.ceil(size / job.batch_size)
@@ -114,7 +117,23 @@ def prepare(job: Job) -> Prepared:
     rates = (rate, job.learning_rate or task.pruning_rate or PRUNING_OVER_FINE_TUNING * rate)
     if not fine_tune:
         steps = (0, steps[1])
-    return Prepared(job, task, data, tokens, tokenizer, fine_tune, why, steps, rates)
+    return Prepared(job, task, data, tokens, tokenizer, longest, fine_tune, why, steps, rates)
+
+
+def _family_of(config: Any) -> Family:
+    """The family of a dense or pruned model.
+
+    Raises:
+        TypeError: it is of none.
+    """
+    for family in FAMILIES:
+        if config.model_type in (family.name, family.config.model_type):
+            return family
+    why = UNSUPPORTED.get(config.model_type)
+    raise TypeError(
+        f"model: expected one of a known family ({', '.join(family.name for family in FAMILIES)}), got "
+        f"{config.model_type!r}{f': {why}' if why else ''}"
+    )
 
 
 def tokenized(task: Task, data: DatasetDict, tokenizer: Any, length: int) -> DatasetDict:
@@ -133,9 +152,18 @@ def tokenized(task: Task, data: DatasetDict, tokenizer: Any, length: int) -> Dat
     )
 
 
-def longest_row(max_length: int | None, task: Task, tokenizer: Any) -> int:
-    """Tokens at which examples are cut: those asked for, or the task's; at most the tokenizer's."""
-    return int(min(max_length or task.max_length, tokenizer.model_max_length))
+def load_tokenizer(source: str, task: Task) -> Any:
+    """The tokenizer of a model, as the task needs it."""
+    return word_tokenizer(source) if task.reads_words else AutoTokenizer.from_pretrained(source)
+
+
+def longest_row(max_length: int | None, task: Task, tokenizer: Any, config: Any) -> int:
+    """Tokens at which examples are cut: those asked for, or the task's; at most what the model takes."""
+    most = [max_length or task.max_length, tokenizer.model_max_length]
+    if getattr(config, "position_biased_input", True):
+        # DeBERTa's positions may be relative only.
+        most.append(_family_of(config).config.config_fields.most_tokens(config))
+    return int(min(most))
 
 
 def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
@@ -149,6 +177,11 @@ def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
     if not architecture.endswith(ending):
         return True, f"the model is a {architecture}, without a head for this task"
     names = [config.id2label[index] for index in sorted(config.id2label)]
+    kind, wanted = config.problem_type, task.model_arguments().get("problem_type")
+    if wanted == "regression" and config.num_labels != 1:
+        return True, f"the model is a {architecture} of classes, the data have numbers"
+    if wanted == "single_label_classification" and kind not in (None, wanted):
+        return True, f"the model was made for {kind.replace('_', ' ')}, the data have one class per row"
     if task.labels is not None and names != task.labels:
         if len(names) == len(task.labels) and names == [f"LABEL_{index}" for index in range(len(names))]:
             return False, f"the model is a {architecture} with {len(names)} unnamed classes"
@@ -178,9 +211,9 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     """What would happen, in numbers; the time is that of a few steps of the dense model, times the steps."""
     job, tokens = prepared.job, prepared.tokens
     lengths = np.array([len(row) for row in tokens["train"]["input_ids"]])
+    cut = _cut(prepared)
     seconds = _step_seconds(prepared)
     labels = prepared.task.labels
-    longest = longest_row(job.max_length, prepared.task, prepared.tokenizer)
     rates = dict(zip(("fine-tuning", "pruning"), prepared.rates, strict=True))
     if not prepared.fine_tune:
         del rates["fine-tuning"]
@@ -188,13 +221,13 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "model": job.model,
         "task": job.task,
         "target": "{}={}".format(*prepared.job.config().target),
-        "examples": {name: len(part) for name, part in tokens.items()},
+        "examples": {name: len(part) for name, part in prepared.data.items()},
         "columns": prepared.task.columns,
         **({} if labels is None else {"classes": _classes_of(prepared, labels)}),
         "tokens": {
             "median": int(np.median(lengths)),
             "95 %": int(np.quantile(lengths, 0.95)),
-            f"examples cut at {longest}": f"{np.mean(lengths >= longest):.1%}",
+            **({} if cut is None else {f"examples cut at {prepared.longest}": f"{cut:.1%}"}),
         },
         "fine-tuning": f"{prepared.steps[0]} steps" if prepared.fine_tune else "none",
         "because": prepared.why,
@@ -204,6 +237,19 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "device": "GPU" if torch.cuda.is_available() else "CPU",
         "about minutes": round(sum(prepared.steps) * seconds / 60, 1),
     }
+
+
+def _cut(prepared: Prepared) -> float | None:
+    """Share of the training examples that are longer than a row; ``None`` where windows lose nothing."""
+    if isinstance(prepared.task, QuestionAnswering):
+        return None
+    whole = tokenized(
+        prepared.task,
+        DatasetDict({"train": prepared.data["train"]}),
+        prepared.tokenizer,
+        prepared.longest + 1,
+    )
+    return float(np.mean([len(row) > prepared.longest for row in whole["train"]["input_ids"]]))
 
 
 def _classes_of(prepared: Prepared, labels: list[str]) -> dict[str, Any]:

@@ -24,17 +24,29 @@ from .data import find_columns
 
 TEXT = (
     "text",
-    "sentence",
     "sentence1",
     "premise",
     "question1",
     "question",
     "query",
+    "sentence",
     "review",
     "content",
     "title",
 )
-SECOND = ("text2", "text_pair", "sentence2", "hypothesis", "question2", "passage", "answer", "document")
+SECOND = (
+    "text2",
+    "text_pair",
+    "sentence2",
+    "hypothesis",
+    "question2",
+    "passage",
+    "answer",
+    "document",
+    "sentence",
+    "context",
+    "paragraph",
+)
 LABEL = ("label", "labels", "class", "category", "target", "intent", "sentiment", "score", "rating")
 
 
@@ -55,6 +67,8 @@ class Task(ABC):
     teaches_itself: ClassVar[bool] = False
     #: Learning rate of pruning, if nobody says it; ``None`` derives it from that of fine-tuning.
     pruning_rate: ClassVar[float | None] = None
+    #: Whether rows are lists of words.
+    reads_words: ClassVar[bool] = False
     #: Most tokens of a row, if nobody says it.
     max_length: ClassVar[int] = 128
 
@@ -125,9 +139,13 @@ class TextClassification(Task):
         """See :meth:`Task.collator`."""
         return DataCollatorWithPadding(tokenizer)
 
+    def model_arguments(self) -> dict[str, Any]:
+        """See :meth:`Task.model_arguments`; the model may have been one of several classes per row."""
+        return {**super().model_arguments(), "problem_type": "single_label_classification"}
+
     def compute_metrics(self, found: Any) -> dict[str, float]:
         """Accuracy and F1: of class 1 where there are two classes, else the mean over classes."""
-        predicted = found.predictions.argmax(-1)
+        predicted = logits_of(found).argmax(-1)
         average = "binary" if self.labels is not None and len(self.labels) == 2 else "macro"
         return {
             "accuracy": 100 * float(accuracy_score(found.label_ids, predicted)),
@@ -163,7 +181,7 @@ class Regression(TextClassification):
 
     def compute_metrics(self, found: Any) -> dict[str, float]:
         """Correlations x 100, of ranks and of values."""
-        predicted = np.asarray(found.predictions).squeeze(-1)
+        predicted = logits_of(found).squeeze(-1)
         return {
             "spearman": 100 * float(spearmanr(predicted, found.label_ids).statistic),
             "pearson": 100 * float(pearsonr(predicted, found.label_ids).statistic),
@@ -179,6 +197,7 @@ class TokenClassification(Task):
         "label": ("ner_tags", "tags", "labels", "label", "pos_tags", "class", "classes"),
     }
     metrics = ("f1", "accuracy")
+    reads_words = True
 
     def prepare(self, data: DatasetDict) -> DatasetDict:
         """See :meth:`Task.prepare`."""
@@ -233,7 +252,7 @@ class TokenClassification(Task):
     def compute_metrics(self, found: Any) -> dict[str, float]:
         """Accuracy of words, and F1 as the mean over classes."""
         real = found.label_ids != -100
-        predicted, labels = found.predictions.argmax(-1)[real], found.label_ids[real]
+        predicted, labels = logits_of(found).argmax(-1)[real], found.label_ids[real]
         return {
             "accuracy": 100 * float(accuracy_score(labels, predicted)),
             "f1": 100 * float(f1_score(labels, predicted, average="macro", zero_division=0)),
@@ -258,6 +277,11 @@ class Embeddings(Task):
     def collator(self, tokenizer: Any) -> Any:
         """See :meth:`Task.collator`."""
         return DataCollatorWithPadding(tokenizer)
+
+
+def logits_of(found: Any) -> np.ndarray[Any, Any]:
+    """The first output; a model may put out its hidden states, too."""
+    return np.asarray(found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions)
 
 
 def text_of(value: Any) -> str:

@@ -148,7 +148,7 @@ class LearnedThresholds(Method[ThresholdSettings]):
         """Give each θ the kept ratio that its gate landed on, and forget the moments of the way there."""
         for gate in stage.gates:
             # Of all and of no units the threshold would be infinite.
-            ratio = gate.keep.double().mean().clamp(0.5 / gate.units, 1 - 0.5 / gate.units)
+            ratio = gate.keep.cpu().double().mean().clamp(0.5 / gate.units, 1 - 0.5 / gate.units)
             gate.get_buffer("threshold").fill_(self.settings.temperature * float(torch.logit(ratio)))
             for name in ("scores", "threshold"):
                 gate.get_buffer(f"{name}_average").zero_()

@@ -39,7 +39,7 @@ class Ranking(Method[S]):
     def priorities(self, stage: Stage) -> list[Tensor]:
         """Score / weights freed."""
         return [
-            gate.scores[:active].double().cpu() / costs.clamp(min=1)
+            gate.scores[:active].cpu().double() / costs.clamp(min=1)
             for gate, costs, active in zip(stage.gates, stage.costs, stage.active, strict=True)
         ]
 

@@ -92,7 +92,7 @@ class IdentityPrior(Ranking[IdentityPriorSettings]):
     def priorities(self, stage: Stage) -> list[Tensor]:
         """The function norm: the target sets its threshold."""
         return [
-            gate.scores[:active].double().cpu()
+            gate.scores[:active].cpu().double()
             for gate, active in zip(stage.gates, stage.active, strict=True)
         ]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils._paths import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from rich.table import Table
 from transformers import AutoModel
 
@@ -17,12 +18,14 @@ from ..encoders import Encoder
 from ..families import read_config
 from ..files import find_file
 from ..modeling.block_sparse import BlockSparseLinear
+from ..modeling.cards import CARD_PLACE, pushed_card
 from ..modeling.pretrained import REPORT_FILE
 from ..modeling.structure import grid_shape
 from .counting import report, reported_encoders
 from .report import Report
 
 TRAINER_STATE = "trainer_state.json"
+CARD = "README.md"
 #: What a job did, and its arguments: in its folder.
 JOB = "job.json"
 
@@ -194,6 +197,8 @@ def comparison_table(found: dict[str, Any]) -> Table:
 def push(folder: str, repository: str, *, private: bool) -> str:
     """Upload a folder with a pruned model; what begins with an underscore stays here.
 
+    The card gets the name of the repository. A card there that somebody wrote stays.
+
     Returns:
         Where it is.
 
@@ -208,7 +213,21 @@ def push(folder: str, repository: str, *, private: bool) -> str:
     read_folder(folder)
     hub = HfApi()
     hub.create_repo(repository, private=private, exist_ok=True)
-    done = hub.upload_folder(
-        repo_id=repository, folder_path=folder, ignore_patterns=["_*", "_*/**", JOB, f"*/{JOB}"]
+    paths = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
+    left_out = ["_*", "_*/**", JOB, f"*/{JOB}", *DEFAULT_IGNORE_PATTERNS]
+    files: dict[str, str | bytes] = {
+        name: str(Path(folder) / name)
+        for name in filter_repo_objects(sorted(paths), ignore_patterns=left_out)
+    }
+    if CARD in files:
+        ours = (Path(folder) / CARD).read_text(encoding="utf-8").replace(f'"{CARD_PLACE}"', f'"{repository}"')
+        if hub.file_exists(repository, CARD):
+            theirs = Path(hub.hf_hub_download(repository, CARD)).read_text(encoding="utf-8")
+            ours = pushed_card(theirs, ours)
+        files[CARD] = ours.encode()
+    done = hub.create_commit(
+        repository,
+        [CommitOperationAdd(name, content) for name, content in files.items()],
+        commit_message="Upload a pruned model",
     )
     return str(done.commit_url)

@@ -48,7 +48,7 @@ def write_plot(found: PrunedFolder, file: Path) -> None:
     figure = Figure(figsize=(10, 3.5 * (2 + bool(shown))), layout="constrained")
     axes = figure.subplots(2 + bool(shown), 1, squeeze=False)[:, 0]
     _bars(axes[0], found)
-    _maps(axes[1], found.layers)
+    draw_maps(axes[1], found.layers)
     if shown:
         _curves(axes[2], shown, found.history)
     figure.suptitle(f"{Path(found.name).name}: {found.report.density:.1%} of the encoder's weights")
@@ -83,26 +83,28 @@ def _bars(axes: Any, found: PrunedFolder) -> None:
     axes.legend(ncols=len(levels), fontsize="small")
 
 
-def _maps(axes: Any, layers: Sequence[LayerMap]) -> None:
+def draw_maps(axes: Any, layers: Sequence[LayerMap]) -> None:
     """One line per layer: heads, FFN rows, and what is stored of each matrix in blocks."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("left", [GONE, LEFT])
+    matrices = list(dict.fromkeys(name for layer in layers for name in layer.blocks))
+    names = ["heads", "FC1 rows", *matrices]
     for row, layer in enumerate(layers):
-        parts: list[Sequence[float]] = [layer.kept["heads"], layer.kept["fc1"]]
-        # Of each row of blocks, how many are stored.
-        parts += [[sum(row) / len(row) for row in grid] for grid in layer.blocks.values() if grid]
-        for place, units in enumerate(parts):
+        parts: dict[int, Sequence[float]] = {0: layer.kept["heads"], 1: layer.kept["fc1"]}
+        # Of each row of blocks, how many are stored. A layer may have lost a matrix.
+        for name, grid in layer.blocks.items():
+            if grid:
+                parts[names.index(name, 2)] = [sum(row) / len(row) for row in grid]
+        for place, units in parts.items():
             axes.imshow(
                 [units], cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
                 extent=(place, place + 0.94, row + 0.42, row - 0.42),
             )  # fmt: skip
-    widest = max(2 + len(layer.blocks) for layer in layers)
-    names = ["heads", "FC1 rows", *max((list(layer.blocks) for layer in layers), key=len)]
-    axes.set_xticks([i + 0.47 for i in range(widest)], names[:widest])
+    axes.set_xticks([i + 0.47 for i in range(len(names))], names)
     axes.set_yticks(range(len(layers)), [str(layer.index) for layer in layers])
     axes.set(
-        xlim=(-0.05, widest),
+        xlim=(-0.05, len(names)),
         ylim=(len(layers) - 0.5, -0.5),
         ylabel="layer",
         title="the darker, the more is left",

@@ -51,7 +51,7 @@ class BlockStage(Stage):
     def ratio(self, keep_ratios: Sequence[Tensor]) -> Tensor:
         """``Σ k_j n_j / Σ n_j`` over the weights of the shrunk matrices (paper, block step)."""
         sizes = [float(costs.sum()) for costs in self.costs]
-        terms = [ratio.double().sum() * n for ratio, n in zip(keep_ratios, sizes, strict=True)]
+        terms = [ratio.cpu().double().sum() * n for ratio, n in zip(keep_ratios, sizes, strict=True)]
         return torch.stack(terms).sum() / max(1.0, self.matrix_weights)
 
     def relative_target(self, density: float) -> float:

@@ -175,8 +175,8 @@ class StructuredStage(Stage):
             row = list(widths[position])
             for ratio, gate, (p, group) in zip(keep_ratios, self.gates, self.groups, strict=True):
                 if p == position:
-                    # Costs are computed on the processor, wherever the thresholds are.
-                    units = (ratio.double().cpu() * gate.units).clamp(min=1.0)
+                    # Costs are computed on the processor, wherever thresholds are; MPS has no float64.
+                    units = (ratio.cpu().double() * gate.units).clamp(min=1.0)
                     row[GROUPS.index(group)] = units * gate.size
             rows.append(torch.stack(row))
         return self.budget.layer_costs(torch.stack(rows)).sum() / self.total

@@ -16,13 +16,12 @@ from ..budgets import TARGETED
 from ..config import PruningConfig
 from ..loop import advance, collect, densities_of_layers, figures, finished_target, is_running, start
 from ..reports.report import Report
-from ..run import current_run
 from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
-from .data import has_no_labels, typical_length
+from .data import has_no_labels, micro_batches, typical_length
 from .ending import end_run, rescue
 from .resuming import check_complete, check_resumed, warn_of_incomplete
-from .session import Session, open_session, use_evaluation_weights
+from .session import Session, forget_best, open_session, use_evaluation_weights
 from .targets import check_targets, write_target
 
 
@@ -79,14 +78,13 @@ class PruningCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """JSON form, kept in ``trainer_state.json`` so that a resumed run is the same run."""
         teacher = self.teacher if isinstance(self.teacher, str) else None
-        distiller = self._session.distiller if self._session is not None else None
         return {
             "args": {**(self._settings.to_dict() if self._settings else {}), "teacher": teacher},
             "attributes": {
                 "planned_steps": self.planned_steps,
                 "taught_by_object": self.taught_by_object,
                 "teacher_fingerprint": self.teacher_fingerprint,
-                "rows_without_labels": distiller is not None and distiller.rows_without_labels,
+                "rows_without_labels": self._session is not None and self._session.rows_without_labels,
             },
         }
 
@@ -115,6 +113,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         *,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
         train_dataloader: Any,
         processing_class: Any = None,
         **kwargs: Any,
@@ -132,7 +131,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             check_writable(Path(args.output_dir))
         if state.global_step:
-            check_complete(args, optimizer)
+            check_complete(args, optimizer, lr_scheduler)
         if state.global_step and not is_attached(model):
             raise ValueError(
                 "the checkpoint was loaded before the model had masks (a model from `model_init`, or a "
@@ -167,15 +166,14 @@ class PruningCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         *,
         model: nn.Module,
+        train_dataloader: Any,
         **kwargs: Any,
     ) -> None:
-        """Forget the best metric and the best checkpoint until the model has reached its last target.
-
-        So no checkpoint of it can be the best one at the end, and early stopping, which compares with
-        the best metric, counts nothing until all masks are final.
-        """
-        if not all(current_run(pruning).is_pruned for pruning in pruning_states(model)):
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        """Tell the distillation how many micro-batches there are; see :func:`forget_best`."""
+        distiller = self._at_work().distiller
+        if distiller is not None:
+            distiller.accumulation = micro_batches(args, state, train_dataloader)
+        forget_best(model, state)
 
     def on_pre_optimizer_step(
         self,
@@ -285,13 +283,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         eval_dataloader: Any,
         **kwargs: Any,
     ) -> None:
-        """As :meth:`on_step_begin`, for evaluations with no step between them; rehearse with their inputs.
+        """Forget the best metric, for evaluations with no step between them; rehearse with their inputs.
 
         What was measured goes into the card.
         """
         if is_running(model):
             self._at_work().rehearse()
-            self.on_step_begin(args, state, control, model=model)
+            forget_best(model, state)
         if self._session is not None and self._session.model is model:
             self._session.publisher.evaluated(model, args, state, metrics=metrics, dataloader=eval_dataloader)
 
@@ -313,6 +311,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             end_run(session, args, state)
         finally:
             self.report = session.report
+        session.release()
 
     def on_push_begin(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 from transformers.utils import is_datasets_available
 
 from ..distillation.hooks import TARGETS
@@ -26,6 +27,23 @@ def has_no_labels(dataloader: Any, args: TrainingArguments) -> bool:
     columns = getattr(getattr(dataloader, "dataset", None), "column_names", None)
     labels = {*TARGETS, *LABEL_COLUMNS, *(args.label_names or ())}
     return isinstance(columns, list) and not labels & set(columns)
+
+
+def micro_batches(args: TrainingArguments, state: TrainerState, dataloader: Any) -> int:
+    """Micro-batches of the coming optimizer step: the last one of an epoch may have fewer than the others.
+
+    Args:
+        args: of the run.
+        state: of the run.
+        dataloader: of the training data.
+    """
+    usual = int(args.gradient_accumulation_steps)
+    if usual == 1 or not has_length(dataloader):
+        return usual
+    batches: int = len(dataloader)
+    steps = -(-batches // usual)
+    is_last = int(state.global_step) % steps == steps - 1
+    return batches - (steps - 1) * usual if is_last else usual
 
 
 def typical_length(dataset: Any) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -82,13 +83,19 @@ def _incomplete(folder: Path, missing: list[str]) -> str:
     return f"resume: checkpoint {folder} is incomplete ({', '.join(missing)}); {advice}"
 
 
-def check_complete(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse to go on from a checkpoint that Trainer loaded in part: it says nothing of a missing optimizer.
+def check_complete(args: TrainingArguments, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Refuse to go on from a checkpoint that Trainer loaded in part: it says nothing of what was missing.
+
+    Args:
+        args: of the run.
+        optimizer: of the run, resumed.
+        scheduler: of its learning rate. Trainer loads both, or none of them.
 
     Raises:
-        ValueError: the optimizer of a resumed run has no state, though its kind keeps one.
+        ValueError: they are as new.
     """
-    if optimizer.state or optimizer.defaults.get("momentum") == 0:
+    # SGD without momentum keeps nothing. A scheduler counts its steps; that of a metric may have none.
+    if optimizer.state or isinstance(scheduler, ReduceLROnPlateau) or scheduler.last_epoch > 0:
         return
     last = last_complete_checkpoint(args.output_dir)
     raise ValueError(

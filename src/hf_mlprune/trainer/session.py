@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ..attaching import attach
@@ -30,6 +30,7 @@ from ..loop import cooldown
 from ..reports.card import CardFacts
 from ..reports.counting import report
 from ..reports.report import Report
+from ..run import current_run
 from ..shrinking import ShrinkError, ShrinkReport, rehearse, shrunk_copy
 from ..state import is_attached, pruning_states
 from .measuring import measure
@@ -91,7 +92,8 @@ class Session:
             self.model,
             teacher,
             config,
-            autocast_dtype=torch.bfloat16 if args.bf16 else None,
+            # `accelerate launch` sets the second alone.
+            autocast_dtype=torch.bfloat16 if args.bf16 or args.mixed_precision == "bf16" else None,
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size if args.average_tokens_across_devices else 1,
             smoothed=args.label_smoothing_factor > 0 and not SMOOTHED_OVER_ITEMS,
@@ -99,6 +101,16 @@ class Session:
             rows_without_labels=rows_without_labels,
         )
         self.distiller.install()
+
+    @property
+    def rows_without_labels(self) -> bool:
+        """Whether a row without a label was met."""
+        return self.distiller is not None and self.distiller.rows_without_labels
+
+    def release(self) -> None:
+        """Let go of the teacher and of the last batches: after its run nobody needs them."""
+        self.teacher = self.distiller = None
+        self.calls.clear()
 
     def teach_by_step1(self, output_dir: Path, *, write: bool) -> None:
         """Go on with the model as it is after heads and rows as teacher, and write it for a resumed run."""
@@ -238,6 +250,16 @@ def open_session(model: nn.Module, wanted: PruningConfig | None, teacher: str | 
                     # Other costs are measured as the run begins.
                     check_reachable(state)
     return Session(model, loaded, None if loaded is None else fingerprint(loaded.model))
+
+
+def forget_best(model: nn.Module, state: TrainerState) -> None:
+    """Forget the best metric and the best checkpoint until a model has reached its last target.
+
+    So no checkpoint of it can be the best one at the end, and early stopping, which compares with the best
+    metric, counts nothing until all masks are final.
+    """
+    if not all(current_run(pruning).is_pruned for pruning in pruning_states(model)):
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def use_evaluation_weights(optimizer: torch.optim.Optimizer) -> None:

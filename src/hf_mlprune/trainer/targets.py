@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from ..config import PruningConfig
 from ..files import write_into, write_json
 from ..goals import predicted_speedup
-from ..modeling.pretrained import REPORT_FILE
+from ..modeling.pretrained import REPORT_FILE, PrunedMixin
 from ..proof import fixed_random_state
 from ..reports.report import print_end
 from ..shrinking import shrunk_copy
@@ -82,8 +82,8 @@ def write_target(
         found = measured_report(copy, session.longest, done, settings, pruning.length, predicted)
     session.publisher.describe(copy, found, args, state)
     folder = target_folder(Path(args.output_dir), settings)
-    if isinstance(copy, PreTrainedModel):
-        # What else lies there is left alone.
+    if isinstance(copy, PrunedMixin):
+        # With report and card. What else lies there is left alone.
         copy.save_pretrained(folder)
     else:
         write_into(folder, lambda partial: write_pruned(copy, partial))
