@@ -23,7 +23,7 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
         empty = sum(value in (None, "") or (numbered and value == -1) for value in rows[label])
         if empty:
             raise ValueError(
-                f"data: expected a class in every row of {name}, got {empty} rows without one in {label!r}; "
+                f"data: expected a class in every row, got {empty} rows without one in {label!r} ({name}); "
                 "take them out"
             )
     if numbered:

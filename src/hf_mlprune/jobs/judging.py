@@ -124,12 +124,6 @@ def _as_of_model(tokens: Dataset, names: list[str], config: Any) -> Dataset:
             f"data: expected the classes of the model ({', '.join(known[:8])}) or their numbers, got "
             f"{unknown[:5]}, too; take these rows out, or name another column as in --column label=NAME"
         )
-    empty = sum(not isinstance(label, list) and label < 0 for label in tokens["labels"])
-    if empty:
-        raise ValueError(
-            f"data: expected a class in every row, got {empty} rows without one; take them out, or name "
-            "a file with labels"
-        )
 
     def renumbered(row: dict[str, Any]) -> dict[str, Any]:
         labels = row["labels"]

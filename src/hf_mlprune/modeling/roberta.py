@@ -14,6 +14,7 @@ from transformers import (
 
 # One line per shared file, used or not: of a local folder, transformers 5.0 copies only the files named here.
 from .block_sparse import BlockSparseLinear as BlockSparseLinear
+from .cards import CARD_MARK as CARD_MARK
 from .checkpoint import read_header as read_header
 from .family import PrunedConfigMixin, define_family
 from .fields import ConfigFields
