@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, report, shrink
-from hf_mlprune.modeling.cards import CARD_MARK, pushed_card
+from hf_mlprune.modeling.cards import CARD_MARK, named_card, pushed_card
 from hf_mlprune.reports.card import CardFacts, model_card, task_of
 from hf_mlprune.reports.evaluation import Evaluations, find_evaluations
 from hf_mlprune.reports.latency import Latency, processor_name
@@ -274,6 +274,12 @@ def test_what_somebody_wrote_stays_and_drafts_do_not():
     ours = f"---\ntags:\n- a\n- b\n---\n\n{CARD_MARK}\n\n# ours\n"
     generated = "---\ntags:\n- b\n- c\n---\nThis model card has been automatically generated.\n"
     assert ModelCard(pushed_card(generated, ours)).data.tags == ["a", "b", "c"]
+    licensed = ModelCard(pushed_card("---\nlicense: mit\ntags:\n- mine\n---\n", ours))
+    assert (licensed.data.license, licensed.data.tags) == ("mit", ["a", "b"])
+    assert "# ours" in licensed.text
+    code = 'A.from_pretrained("this-repository")'
+    assert named_card(code, "me/x") == 'A.from_pretrained("me/x")'
+    assert named_card(code, "me/x", "density-0.5") == 'A.from_pretrained("me/x", subfolder="density-0.5")'
     assert pushed_card("# My own words", ours) == "# My own words"
     assert pushed_card(f"{CARD_MARK} old", ours) == ours
 

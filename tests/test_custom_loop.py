@@ -120,6 +120,20 @@ def test_a_loop_taken_up_among_the_blocks_wants_the_step1_model_as_its_teacher()
         assert distillation.teacher is step1
 
 
+def test_a_frozen_encoder_is_taught_to_the_end():
+    model, teacher = make_model(), make_model(seed=1)
+    model.bert.requires_grad_(False)
+    attach(model, PruningConfig.create(0.5, attention_weight=1.0))
+    start(model, 20)
+    with distilled(model, teacher) as distillation:
+        for step in range(1, 21):
+            model.train()(**make_batch(seed=step)).loss.backward()
+            collect(model)
+            model.zero_grad()
+            advance(model, step)
+            distillation.update()
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_attention_is_taught_with_checkpoints_that_leave_it_a_gradient(reentrant):
     model, teacher = make_model(), make_model(seed=1)

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -24,7 +24,7 @@ from hf_mlprune.jobs.job import interrupted
 from hf_mlprune.jobs.preparing import describe, longest_row, prepare
 from hf_mlprune.jobs.sentences import check_sentence_package
 from hf_mlprune.jobs.tasks import Embeddings, TextClassification, TokenClassification
-from hf_mlprune.jobs.words import word_tokenizer
+from hf_mlprune.jobs.words import as_in_text, word_tokenizer
 from hf_mlprune.methods import MagnitudeRanking
 from test_jobs import job_of, rows_of, write
 
@@ -42,6 +42,11 @@ def test_a_row_with_more_fields_than_the_header_is_refused(name, text, tmp_path)
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"expected as many fields in each row .* quotation marks"):
         read_splits(str(tmp_path / name), None)
+
+
+def test_a_column_of_pandas_that_the_header_names_is_one_like_others(tmp_path):
+    (tmp_path / "mine.csv").write_text("__index_level_0__,text,label\n3,a,1\n4,b,0\n")
+    assert read_splits(str(tmp_path / "mine.csv"), None)["train"]["text"] == ["a", "b"]
 
 
 def test_only_the_columns_of_the_task_are_wanted_of_a_test():
@@ -78,6 +83,51 @@ def test_a_test_of_another_file_counts_as_the_numbered_classes_do(labels):
     assert found["test"]["text"] == ["c", "d"]
 
 
+@pytest.mark.parametrize(
+    ("names", "kind", "labels", "expected"),
+    [
+        (["1", "2", "3", "4", "5"], None, ["1", "2", "4"], [0, 1, 3]),
+        (["1", "2", "3", "4", "5"], ["1", "2", "3"], [0, 1, 2], [0, 1, 2]),
+        (["1", "0"], None, ["1", "0", "1"], [0, 1, 0]),
+        (["no", "yes"], ["yes", "no"], [0, 1, 0], [1, 0, 1]),
+    ],
+)
+@pytest.mark.parametrize("of_words", [False, True])
+def test_classes_are_told_by_their_names_first(names, kind, labels, expected, of_words):
+    def rows(values, kind):
+        values = [[value] for value in values] if of_words else values
+        columns = {
+            ("tokens" if of_words else "text"): [["a"] if of_words else "a"] * len(values),
+            "label": values,
+        }
+        found = Dataset.from_dict(columns)
+        if kind is None:
+            return found
+        feature = ClassLabel(names=kind)
+        return found.cast_column("label", List(feature) if of_words else feature)
+
+    data = DatasetDict(train=rows(list(range(len(names))), names), test=rows(labels, kind))
+    task = (TokenClassification if of_words else TextClassification)(data["train"], {})
+    found = task.prepare(data)["test"]["label"]
+    assert [value[0] if of_words else value for value in found] == expected
+    assert task.labels == names
+
+
+def test_numbered_classes_of_a_test_are_names_where_the_training_examples_have_these():
+    train = Dataset.from_dict({"text": ["a", "b"], "label": ["no", "yes"]})
+    test = Dataset.from_dict({"text": ["c", "d"], "label": [0, 1]}, NUMBERED)
+    found, names = with_classes(DatasetDict(train=train, test=test), "label")
+    assert (names, found["test"]["label"]) == (["no", "yes"], [0, 1])
+
+
+@pytest.mark.parametrize("tag", [None, -1])
+def test_a_word_without_a_class_is_refused(tag):
+    feature = Features({"tokens": List(Value("string")), "tags": List(Value("int64"))})
+    rows = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [[1, tag]]}, feature)
+    with pytest.raises(ValueError, match="expected a class for every word"):
+        TokenClassification(rows, {}).prepare(DatasetDict(train=rows, test=rows))
+
+
 def test_a_class_that_the_numbered_ones_lack_is_refused():
     train = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, NUMBERED)
     data = DatasetDict(train=train, test=Dataset.from_dict({"text": ["c"], "label": ["maybe"]}))
@@ -100,6 +150,8 @@ def test_whole_numbers_are_the_same_classes_with_a_point():
         (["query", "passage", "label"], ("query", "passage")),
         (["sentence1", "sentence2", "label"], ("sentence1", "sentence2")),
         (["sentence", "label"], ("sentence", None)),
+        (["text", "context", "label"], ("text", None)),
+        (["text", "sentence", "label"], ("text", None)),
     ],
 )
 def test_both_texts_of_usual_pairs_are_found(names, expected):
@@ -168,7 +220,27 @@ def test_words_are_cut_as_in_a_text(kind, tmp_path):
 
 
 def test_the_tokenizer_of_a_bert_stays_as_it_is(tiny_bert):
-    assert word_tokenizer(str(tiny_bert)).tokenize("the goal") == ["the", "goal"]
+    tokenizer = word_tokenizer(str(tiny_bert))
+    assert tokenizer.init_kwargs.get("add_prefix_space") is not True
+    assert as_in_text(tokenizer, [["the", "goal"]]) == [["the", "goal"]]
+
+
+@pytest.mark.parametrize("words", [["the", "of"], ["pra", "pra"]])
+def test_words_of_a_pipeline_that_cannot_be_told_have_their_blanks(words, tmp_path):
+    tokenizer = Tokenizer(models.BPE())
+    # As Gemma's.
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    special = ["<s>", "<pad>", "<unk>"]
+    tokenizer.train_from_iterator(
+        ["the of the pra"] * 9, trainers.BpeTrainer(special_tokens=special, show_progress=False)
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    made.save_pretrained(tmp_path)
+    BertConfig().save_pretrained(tmp_path)
+    told = word_tokenizer(str(tmp_path))
+    (found,) = as_in_text(told, [words])
+    assert told(found, is_split_into_words=True).tokens() == told(" ".join(words)).tokens()
 
 
 def test_a_sentence_transformer_needs_its_package_before_any_work(tmp_path, monkeypatch):

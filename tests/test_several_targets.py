@@ -9,9 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_model
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -219,6 +221,26 @@ def test_a_module_of_the_users_own_is_written_so_that_it_loads_again(tmp_path):
     assert report(again).density == json.loads((folder / "pruning_report.json").read_text())["density"]
     assert (folder / "mine.onnx").read_text() == "a user's"
     assert not list(tmp_path.glob("*partial*"))
+
+
+class OnTheHub(nn.Module, PyTorchModelHubMixin):
+    """A module that saves itself, and says nothing of the encoder in it."""
+
+    def __init__(self, encoder=None):
+        super().__init__()
+        self.encoder = encoder or make_model()
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+def test_a_module_that_saves_itself_has_the_configs_of_its_encoders_beside(tmp_path):
+    callback = PruningCallback(targets=[0.8, 0.6], encoder="encoder.bert")
+    make_trainer(tmp_path, OnTheHub(), callback, max_steps=40).train()
+    folder = tmp_path / "density-0.8"
+    tower = AutoModel.from_config(AutoConfig.from_pretrained(folder / "encoder.bert"))
+    assert 0.6 < report(tower).density <= 0.8
+    assert all(file.stat().st_mode & 0o044 for file in folder.glob("*.safetensors"))
 
 
 class Mine(BertForSequenceClassification):

@@ -127,6 +127,15 @@ def test_unlabelled_rows_are_taught_as_labelled_ones_are(tmp_path):
     assert first_loss(half) == pytest.approx(first_loss(lambda labels: labels))
 
 
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_a_teacher_of_another_family_is_loaded_by_its_name(family, tmp_path):
+    make_model(seed=1, family=family).save_pretrained(tmp_path / "teacher")
+    callback = PruningCallback(density=0.5, teacher=str(tmp_path / "teacher"), hidden_weight=0.0)
+    trainer = make_trainer(tmp_path / "run", make_model(), callback)
+    trainer.train()
+    assert all(loss > 0 for loss in distillation_losses(trainer))
+
+
 @pytest.mark.parametrize(("rows", "batch", "accumulation"), [(10, 2, 3), (8, 2, 4), (6, 2, 16), (7, 2, 2)])
 def test_the_last_step_of_an_epoch_has_fewer_parts(rows, batch, accumulation, tmp_path):
     found = []

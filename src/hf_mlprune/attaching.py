@@ -83,11 +83,24 @@ def _attach(model: nn.Module, encoder: Encoder, config: PruningConfig) -> Prunin
     state = new_masks(encoder, config)
     old = encoder.module.config
     kind: Any = CONFIGS[encoder.family.name]
-    new = kind.from_dict({**plain_config(old), "pruning": config.to_dict()})
+    settings = config.to_dict()
+    if _has_head_within(model, encoder.module):
+        # The names are those of the whole model, which that part does not know.
+        settings["encoder"] = []
+    new = kind.from_dict({**plain_config(old), "pruning": settings})
     new.structure = without_blocks(getattr(old, "structure", None))
     swap_class(model, encoder.module, new)
     set_fingerprint(encoder.module, None)
     return state
+
+
+def _has_head_within(model: nn.Module, encoder: nn.Module) -> bool:
+    """Whether an encoder is in a model with a head that is itself a part of the whole."""
+    return any(
+        module is not model and module is not encoder and module.base_model is encoder
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+    )
 
 
 def _check_linears(encoder: Encoder) -> None:

@@ -215,7 +215,9 @@ class Distiller:
         found = [
             x for each in passes for encoded in each for x in encoded.attentions.values() if x is not None
         ]
-        if found and not any(weights.requires_grad for weights in found):
+        # Of an encoder that is frozen nothing has one.
+        graph = any(encoded.hidden_states[-1].requires_grad for each in passes for encoded in each)
+        if found and graph and not any(weights.requires_grad for weights in found):
             raise RuntimeError(
                 "distillation: the attention weights have no gradient, as activation checkpointing with "
                 "use_reentrant=True computes them; set use_reentrant=False, or attention_weight=0"

@@ -77,6 +77,11 @@ class Gate:
         expected = self.load(floats)
         before = self.judge.score(expected) if self.judge else None
         found = self._attempt(floats, folder, (), {}, expected, before)
+        if self.judge is None and not np.isfinite(found.difference):
+            raise ValueError(
+                "int8: expected finite outputs of the quantized model, got others; give data with labels, so "
+                "that the layers that hurt stay float"
+            )
         if self._passes(found):
             return found
         hurt = self._sensitivity(floats, folder, expected)

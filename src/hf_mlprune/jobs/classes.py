@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
+from datasets import Sequence as ListOf
 
 #: More classes than this are no classes but numbers, or names that never repeat.
 MOST_CLASSES = 1000
@@ -26,8 +28,11 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
                 f"data: expected a class in every row, got {empty} rows without one in {label!r} ({name}); "
                 "take them out"
             )
+    if numbered and all(rows.features[label] == kind for rows in data.values()):
+        return data, list(kind.names)
+    data = DatasetDict({name: named(rows, label) for name, rows in data.items()})
     if numbered:
-        return _as_numbered(data, label, kind), list(kind.names)
+        return as_numbered(data, label, kind), list(kind.names)
     values = {_stripped(value) for rows in data.values() for value in rows[label]}
     if any(isinstance(value, float) and not value.is_integer() for value in values):
         raise ValueError(
@@ -50,21 +55,49 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
     ), names
 
 
-def _as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
-    """Data of which each split counts the classes as the training examples do, and not by name."""
+def named(rows: Dataset, label: str) -> Dataset:
+    """Rows whose numbered classes, one each or a list of them, stand there by their names."""
+    feature = rows.features[label]
+    kind = getattr(feature, "feature", feature)
+    if not isinstance(kind, ClassLabel):
+        return rows
+    values = [_each(kind.int2str, value) for value in rows[label]]
+    return _with_column(rows, label, values, Value("string") if kind is feature else ListOf(Value("string")))
+
+
+def as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
+    """Data whose classes, one each or a list of them, are counted as the training examples count them.
+
+    Args:
+        data: with names; or with numbers, where a file has them in their place.
+        label: column of the classes.
+        kind: their names, in order.
+
+    Raises:
+        ValueError: a class is none of these.
+    """
+    found = DatasetDict()
     for name, rows in data.items():
-        if rows.features[label] == kind:
-            continue
-        # Of another data set, or of a file: names, or numbers.
-        theirs = rows.features[label]
-        values = [theirs.int2str(x) for x in rows[label]] if isinstance(theirs, ClassLabel) else rows[label]
-        names = [str(_stripped(value)) for value in values]
-        if all(each.isdigit() and int(each) < len(kind.names) for each in names):
-            names = [kind.names[int(each)] for each in names]
-        check_known(set(names) - set(kind.names), label)
-        column = Dataset.from_dict({label: [kind.str2int(each) for each in names]}, Features({label: kind}))
-        data[name] = concatenate_datasets([rows.remove_columns(label), column], axis=1)
-    return data
+        values = [_each(lambda value: str(_stripped(value)), value) for value in rows[label]]
+        names = {each for value in values for each in (value if isinstance(value, list) else [value])}
+        places = {each: index for index, each in enumerate(kind.names)}
+        if not names <= set(places) and all(x.isdigit() and int(x) < len(places) for x in names):
+            places = {str(index): index for index in range(len(places))}
+        check_known(names - set(places), label)
+        feature = ListOf(Value("int64")) if values and isinstance(values[0], list) else kind
+        found[name] = _with_column(rows, label, [_each(places.get, value) for value in values], feature)
+    return found
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """A value changed, or each of a list."""
+    return [change(each) for each in value] if isinstance(value, list) else change(value)
+
+
+def _with_column(rows: Dataset, name: str, values: list[Any], feature: Any) -> Dataset:
+    """Rows with another column in place of one."""
+    column = Dataset.from_dict({name: values}, Features({name: feature}))
+    return concatenate_datasets([rows.remove_columns(name), column], axis=1)
 
 
 def _stripped(value: Any) -> Any:

@@ -160,7 +160,7 @@ def _read_file(file: Path, argument: str) -> Dataset:
         raise ValueError(
             f"{argument}: expected {reader} in {file}, got what cannot be read: {cause}"
         ) from error
-    if reader == "csv" and INDEX in rows.column_names:
+    if reader == "csv" and INDEX in rows.column_names and INDEX not in _header(file):
         raise ValueError(
             f"{argument}: expected as many fields in each row of {file} as its header has, got rows with "
             f"more; put texts that contain {options['sep']!r} into quotation marks"
@@ -170,9 +170,14 @@ def _read_file(file: Path, argument: str) -> Dataset:
 
 def _separator(file: Path) -> str:
     """What stands between the columns of a header: a comma, if there is one."""
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        header = stream.readline()
+    header = _header(file)
     return next((mark for mark in ",\t;|" if mark in header), ",")
+
+
+def _header(file: Path) -> str:
+    """The first line of a table."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.readline()
 
 
 def _has_stray_quotes(file: Path) -> bool:

@@ -19,8 +19,9 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-from .classes import check_known, check_number_of, with_classes
+from .classes import as_numbered, check_known, check_number_of, named, with_classes
 from .data import find_columns
+from .words import as_in_text
 
 TEXT = (
     "text",
@@ -47,6 +48,7 @@ SECOND = (
     "context",
     "paragraph",
 )
+QUESTIONS, BEHIND_QUESTIONS = ("question", "query"), ("sentence", "context", "paragraph")
 LABEL = ("label", "labels", "class", "category", "target", "intent", "sentiment", "score", "rating")
 
 
@@ -120,6 +122,13 @@ class TextClassification(Task):
     roles: ClassVar = {"text": TEXT, "text2": SECOND, "label": LABEL}
     optional = ("text2",)
     metrics = ("accuracy", "f1")
+
+    def __init__(self, rows: Dataset, columns: Mapping[str, str]) -> None:
+        super().__init__(rows, columns)
+        asks = self.columns["text"].strip().lower() in QUESTIONS
+        if "text2" not in columns and not asks and self.columns.get("text2") in BEHIND_QUESTIONS:
+            # Beside a text of another name, a context is something else.
+            del self.columns["text2"]
 
     def prepare(self, data: DatasetDict) -> DatasetDict:
         """See :meth:`Task.prepare`."""
@@ -217,9 +226,20 @@ class TokenClassification(Task):
                         f"labels in row {index} of {name}"
                     )
         kind = data["train"].features[label].feature
-        if isinstance(kind, ClassLabel):
+        alike = all(rows.features[label] == data["train"].features[label] for rows in data.values())
+        for name, rows in data.items():
+            if any(tag is None or tag == -1 for row in rows[label] for tag in row):
+                raise ValueError(
+                    f"data: expected a class for every word, got words without one in {label!r} ({name}); "
+                    "take these rows out"
+                )
+        if isinstance(kind, ClassLabel) and alike:
             self.labels = list(kind.names)
             return data
+        data = DatasetDict({name: named(rows, label) for name, rows in data.items()})
+        if isinstance(kind, ClassLabel):
+            self.labels = list(kind.names)
+            return as_numbered(data, label, kind)
         values = sorted({str(tag) for part in data.values() for row in part[label] for tag in row})
         self.labels = check_number_of(values, label)
         check_known(set(values) - {str(tag) for row in data["train"][label] for tag in row}, label)
@@ -235,6 +255,7 @@ class TokenClassification(Task):
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
         """See :meth:`Task.tokenize`."""
         words = [[str(word) for word in row] for row in rows[self.columns["tokens"]]]
+        words = as_in_text(tokenizer, words)
         found = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         found["labels"] = []
         for index, tags in enumerate(rows[self.columns["label"]]):

@@ -24,6 +24,8 @@ def pushed_card(theirs: str, ours: str) -> str:
         theirs: of the repository, or what transformers made for one without.
         ours: of the model.
     """
+    if not re.sub(r"\A---\n.*?^---\s*", "", theirs, flags=re.DOTALL | re.MULTILINE).strip():
+        return _with_metadata(ours, theirs)
     before, mark, _ = theirs.partition(CARD_MARK)
     if _TRAINER_CARD in before:
         return f"{before.rstrip()}\n\n{ours[ours.find(CARD_MARK) :]}"
@@ -35,3 +37,28 @@ def pushed_card(theirs: str, ours: str) -> str:
         return ours
     added = [line for line in tags[1].splitlines(True) if line not in own[1].splitlines(True)]
     return ours[: own.end()] + "".join(added) + ours[own.end() :]
+
+
+def _with_metadata(ours: str, theirs: str) -> str:
+    """Our card, with the metadata of one without text (a licence, say) that ours does not have."""
+    entries = re.findall(r"^(\w+):(.*\n(?:[ -](?!--).*\n)*)", theirs, re.MULTILINE)
+    head = re.match(r"---\n(.*?)^---", ours, re.DOTALL | re.MULTILINE)
+    if head is None:
+        return ours
+    own = set(re.findall(r"^(\w+):", head[1], re.MULTILINE))
+    added = "".join(f"{name}:{value}" for name, value in entries if name not in own)
+    return ours[: head.end(1)] + added + ours[head.end(1) :]
+
+
+def named_card(text: str, repository: str, subfolder: str = "") -> str:
+    """A card with the name of the repository that it goes to.
+
+    Args:
+        text: of a card.
+        repository: its name, with its owner.
+        subfolder: where the model lies in it.
+    """
+    place, name = f'"{CARD_PLACE}"', f'"{repository}"'
+    if subfolder:
+        text = text.replace(f"from_pretrained({place}", f'from_pretrained({name}, subfolder="{subfolder}"')
+    return text.replace(place, name)

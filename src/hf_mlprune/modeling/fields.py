@@ -69,7 +69,7 @@ class ConfigFields:
     def most_tokens(self, config: Any) -> int:
         """Tokens of the longest sequence that a model can take."""
         most: int = config.max_position_embeddings
-        return most - config.pad_token_id - 1 if self.positions_behind_padding else most
+        return most - (config.pad_token_id or 0) - 1 if self.positions_behind_padding else most
 
 
 def check_config(data: Mapping[str, Any], fields: ConfigFields) -> None:

@@ -18,7 +18,7 @@ from ..encoders import Encoder
 from ..families import read_config
 from ..files import find_file
 from ..modeling.block_sparse import BlockSparseLinear
-from ..modeling.cards import CARD_PLACE, pushed_card
+from ..modeling.cards import named_card, pushed_card
 from ..modeling.pretrained import REPORT_FILE
 from ..modeling.structure import grid_shape
 from .counting import report, reported_encoders
@@ -219,8 +219,12 @@ def push(folder: str, repository: str, *, private: bool) -> str:
         name: str(Path(folder) / name)
         for name in filter_repo_objects(sorted(paths), ignore_patterns=left_out)
     }
+    for name in [name for name in files if Path(name).name == CARD]:
+        text = (Path(folder) / name).read_text(encoding="utf-8")
+        subfolder = "" if name == CARD else Path(name).parent.as_posix()
+        files[name] = named_card(text, repository, subfolder).encode()
     if CARD in files:
-        ours = (Path(folder) / CARD).read_text(encoding="utf-8").replace(f'"{CARD_PLACE}"', f'"{repository}"')
+        ours = named_card((Path(folder) / CARD).read_text(encoding="utf-8"), repository)
         if hub.file_exists(repository, CARD):
             theirs = Path(hub.hf_hub_download(repository, CARD)).read_text(encoding="utf-8")
             ours = pushed_card(theirs, ours)

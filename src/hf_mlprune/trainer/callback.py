@@ -159,6 +159,13 @@ class PruningCallback(TrainerCallback, ExportableState):
             rows_without_labels=resumed.get("rows_without_labels", False),
         )
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note where an epoch begins, which a resumed run may begin anew (``ignore_data_skip``)."""
+        if args.ignore_data_skip:
+            self._at_work().epoch_began = state.global_step
+
     def on_step_begin(
         self,
         args: TrainingArguments,
@@ -172,7 +179,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         """Tell the distillation how many micro-batches there are; see :func:`forget_best`."""
         distiller = self._at_work().distiller
         if distiller is not None:
-            distiller.accumulation = micro_batches(args, state, train_dataloader)
+            first = self._at_work().epoch_began
+            distiller.accumulation = micro_batches(args, state, train_dataloader, first)
         forget_best(model, state)
 
     def on_pre_optimizer_step(

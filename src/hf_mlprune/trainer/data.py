@@ -29,20 +29,21 @@ def has_no_labels(dataloader: Any, args: TrainingArguments) -> bool:
     return isinstance(columns, list) and not labels & set(columns)
 
 
-def micro_batches(args: TrainingArguments, state: TrainerState, dataloader: Any) -> int:
+def micro_batches(args: TrainingArguments, state: TrainerState, dataloader: Any, first: int) -> int:
     """Micro-batches of the coming optimizer step: the last one of an epoch may have fewer than the others.
 
     Args:
         args: of the run.
         state: of the run.
         dataloader: of the training data.
+        first: steps that were done when an epoch began.
     """
     usual = int(args.gradient_accumulation_steps)
     if usual == 1 or not has_length(dataloader):
         return usual
     batches: int = len(dataloader)
     steps = -(-batches // usual)
-    is_last = int(state.global_step) % steps == steps - 1
+    is_last = (int(state.global_step) - first) % steps == steps - 1
     return batches - (steps - 1) * usual if is_last else usual
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import zipfile
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -95,7 +95,8 @@ def check_complete(args: TrainingArguments, optimizer: torch.optim.Optimizer, sc
         ValueError: they are as new.
     """
     # SGD without momentum keeps nothing. A scheduler counts its steps; that of a metric may have none.
-    if optimizer.state or isinstance(scheduler, ReduceLROnPlateau) or scheduler.last_epoch > 0:
+    by_metric = "metrics" in inspect.signature(scheduler.step).parameters
+    if optimizer.state or by_metric or getattr(scheduler, "last_epoch", 1) > 0:
         return
     last = last_complete_checkpoint(args.output_dir)
     raise ValueError(

@@ -23,16 +23,19 @@ def write_pruned(model: nn.Module, folder: Path) -> None:
     """Write a pruned model into an empty folder.
 
     Args:
-        model: pruned. A class that has no ``save_pretrained`` gets ``model.safetensors``, and the config of
-            each encoder in the folder of its path.
+        model: pruned. A class that has no ``save_pretrained`` gets ``model.safetensors``; one that does not
+            write the configs of its encoders gets each in the folder of its path.
         folder: there already.
     """
     if isinstance(model, SavesItself):
         model.save_pretrained(str(folder))
-        return
-    save_model(model, str(folder / "model.safetensors"))
-    for path, _, encoder in known_encoders(model):
-        encoder.config.save_pretrained(folder / path)
+    else:
+        save_model(model, str(folder / "model.safetensors"))
+    if not any('"structure"' in path.read_text(encoding="utf-8") for path in folder.rglob("config.json")):
+        # A class of the user's own says nothing of its encoders.
+        for path, _, encoder in known_encoders(model):
+            encoder.config.save_pretrained(folder / path)
     # safetensors gives its files to their owner alone, so that another user's server could not read them.
-    config = next(folder.rglob("config.json"))
-    (folder / "model.safetensors").chmod(config.stat().st_mode)
+    mode = next(folder.rglob("config.json")).stat().st_mode
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(mode)

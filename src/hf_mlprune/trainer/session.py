@@ -66,6 +66,7 @@ class Session:
     distiller: Distiller | None = None
     calls: dict[bool, Call] = field(default_factory=dict)
     longest: int | None = None
+    epoch_began: int = 0
     report: Report | None = None
     publisher: Publisher = field(default_factory=Publisher)
     _rehearsed: set[bool] = field(default_factory=set)
