@@ -41,6 +41,16 @@ def test_gradients_are_those_of_both_losses_by_their_weights(family):
     assert torch.equal(gradients(model, batch), task)
 
 
+def take(model, distillation, steps) -> None:
+    """Steps that change masks and no weights."""
+    for step in steps:
+        model.train()(**make_batch(seed=step)).loss.backward()
+        collect(model)
+        model.zero_grad()
+        advance(model, step)
+        distillation.update()
+
+
 class WithAnotherScalar(nn.Module):
     """A model with a figure beside its loss, as those with several losses have it."""
 
@@ -101,22 +111,14 @@ def test_a_loop_taken_up_among_the_blocks_wants_the_step1_model_as_its_teacher()
     attach(model, PruningConfig.create(0.3, "paper", block_shape=(8, 4)))
     start(model, 24)
     with distilled(model, teacher) as distillation:
-        for step in range(1, 15):
-            model.train()(**make_batch(seed=step)).loss.backward()
-            collect(model)
-            model.zero_grad()
-            advance(model, step)
-            distillation.update()
+        take(model, distillation, range(1, 15))
         step1 = distillation.teacher
     start(model, 24, 14)
     refused = pytest.raises(ValueError, match=r"in its block phase, .* pass `distillation\.teacher`")
     with refused, distilled(model, teacher):
         pass
     with distilled(model, step1) as distillation:
-        model.train()(**make_batch(seed=15)).loss.backward()
-        collect(model)
-        advance(model, 15)
-        distillation.update()
+        take(model, distillation, [15])
         assert distillation.teacher is step1
 
 
@@ -126,12 +128,7 @@ def test_a_frozen_encoder_is_taught_to_the_end():
     attach(model, PruningConfig.create(0.5, attention_weight=1.0))
     start(model, 20)
     with distilled(model, teacher) as distillation:
-        for step in range(1, 21):
-            model.train()(**make_batch(seed=step)).loss.backward()
-            collect(model)
-            model.zero_grad()
-            advance(model, step)
-            distillation.update()
+        take(model, distillation, range(1, 21))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -113,6 +113,12 @@ def _why_unsupported(model: nn.Module) -> str:
     return ""
 
 
+def family_of(config: Any) -> Family | None:
+    """The family of a config, dense or pruned; ``None`` if it is of none."""
+    kinds = ((family, (family.name, family.config.model_type)) for family in FAMILIES)
+    return next((family for family, names in kinds if config.model_type in names), None)
+
+
 def read_config(name: str, expected: str) -> Any:
     """The config of a folder or of a model of the hub.
 

@@ -34,6 +34,16 @@ class Sizes:
     biases: Collection[str] = ()
     measured: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def layers(self) -> int:
+        """How many layers there are, pruned or not."""
+        return self.pruned + len(self.excluded)
+
+    @property
+    def full(self) -> Tensor:
+        """Widths of one dense layer, ``(1, groups)``."""
+        return torch.tensor([[self.dense.units[group] for group in GROUPS]])
+
 
 def by_group(widths: Tensor) -> dict[str, Tensor]:
     """Widths ``(layers, groups)`` as one tensor per group."""
@@ -64,12 +74,10 @@ class Budget(ABC):
         self.sizes, self.settings = sizes, settings
         self.rest = 0.0
         self.prepare()
-        full = torch.tensor([[sizes.dense.units[group] for group in GROUPS]])
-        layer = float(self.layer_costs(full))
+        layer = float(self.layer_costs(sizes.full))
         self.total = layer * sizes.pruned
-        self.whole = self.rest + layer * (sizes.pruned + len(sizes.excluded))
-        if len(sizes.excluded):
-            self.rest += float(self.layer_costs(sizes.excluded).sum())
+        self.whole = self.rest + layer * sizes.layers
+        self.rest += float(self.layer_costs(sizes.excluded).sum())
 
     @classmethod
     @abstractmethod

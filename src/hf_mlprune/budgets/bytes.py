@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..modeling.layout import GROUPS, DenseLayer
+from ..modeling.layout import DenseLayer
 from ..values import parse_quantity
 from .base import Budget, Sizes, by_group
 
@@ -77,5 +76,4 @@ def linear_bytes(sizes: Sizes, widths: Tensor) -> Tensor:
 
 def dense_bytes(sizes: Sizes) -> int:
     """Bytes of all prunable linears of an encoder, dense, those of excluded layers too."""
-    full = torch.tensor([[sizes.dense.units[group] for group in GROUPS]])
-    return int(linear_bytes(sizes, full)) * (sizes.pruned + len(sizes.excluded))
+    return int(linear_bytes(sizes, sizes.full)) * sizes.layers

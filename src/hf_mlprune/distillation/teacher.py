@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..config import PruningConfig
 from ..encoders import Encoder, inspect_encoders
-from ..families import head_of, known_encoders, read_config
+from ..families import family_of, head_of, known_encoders, read_config
 from ..modeling.checkpoint import POOLER
 from ..modeling.pretrained import unloaded_keys
 
@@ -82,10 +82,7 @@ def _load(source: str, student: nn.Module) -> PreTrainedModel:
     assert isinstance(student, PreTrainedModel)
     _, family, _ = known_encoders(student)[0]
     alike: dict[str, Any] = {}
-    if read_config(source, "teacher: expected a folder").model_type in (
-        family.name,
-        family.config.model_type,
-    ):
+    if family_of(read_config(source, "teacher: expected a folder")) is family:
         # Attention of another kind rounds otherwise. Another family may not have this kind.
         alike["attn_implementation"] = student.config._attn_implementation
     model, info = auto.from_pretrained(source, dtype=student.dtype, output_loading_info=True, **alike)

@@ -44,15 +44,7 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
         [str(value) for value in sorted(values, key=lambda x: (isinstance(x, str), x))], label
     )
     check_known(set(names) - {str(_stripped(value)) for value in data["train"][label]}, label)
-    places = {name: index for index, name in enumerate(names)}
-    numbered = data.map(
-        lambda row: {"class of the row": places[str(_stripped(row[label]))]},
-        remove_columns=label,
-        load_from_cache_file=False,
-    )
-    return numbered.rename_column("class of the row", label).cast_column(
-        label, ClassLabel(names=names)
-    ), names
+    return as_numbered(data, label, ClassLabel(names=names)), names
 
 
 def named(rows: Dataset, label: str) -> Dataset:

@@ -16,7 +16,7 @@ from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..attaching import attach
-from ..families import FAMILIES, UNSUPPORTED, read_config
+from ..families import FAMILIES, UNSUPPORTED, family_of, read_config
 from ..latency_table import measured_table
 from ..loop import start
 from ..modeling.checkpoint import keep_present_names
@@ -126,9 +126,9 @@ def _family_of(config: Any) -> Family:
     Raises:
         TypeError: it is of none.
     """
-    for family in FAMILIES:
-        if config.model_type in (family.name, family.config.model_type):
-            return family
+    family = family_of(config)
+    if family is not None:
+        return family
     why = UNSUPPORTED.get(config.model_type)
     raise TypeError(
         f"model: expected one of a known family ({', '.join(family.name for family in FAMILIES)}), got "
@@ -211,7 +211,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     """What would happen, in numbers; the time is that of a few steps of the dense model, times the steps."""
     job, tokens = prepared.job, prepared.tokens
     lengths = np.array([len(row) for row in tokens["train"]["input_ids"]])
-    cut = _cut(prepared)
+    cut = _cut(prepared, lengths)
     seconds = _step_seconds(prepared)
     labels = prepared.task.labels
     rates = dict(zip(("fine-tuning", "pruning"), prepared.rates, strict=True))
@@ -239,17 +239,20 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _cut(prepared: Prepared) -> float | None:
-    """Share of the training examples that are longer than a row; ``None`` where windows lose nothing."""
+def _cut(prepared: Prepared, lengths: np.ndarray[Any, Any]) -> float | None:
+    """Share of the training examples that are longer than a row; ``None`` where windows lose nothing.
+
+    Args:
+        prepared: the job.
+        lengths: tokens of each training example, ``(examples,)``.
+    """
     if isinstance(prepared.task, QuestionAnswering):
         return None
-    whole = tokenized(
-        prepared.task,
-        DatasetDict({"train": prepared.data["train"]}),
-        prepared.tokenizer,
-        prepared.longest + 1,
-    )
-    return float(np.mean([len(row) > prepared.longest for row in whole["train"]["input_ids"]]))
+    full = prepared.data["train"].select(np.flatnonzero(lengths >= prepared.longest))
+    if not len(full):
+        return 0.0
+    whole = tokenized(prepared.task, DatasetDict({"train": full}), prepared.tokenizer, prepared.longest + 1)
+    return sum(len(row) > prepared.longest for row in whole["train"]["input_ids"]) / len(lengths)
 
 
 def _classes_of(prepared: Prepared, labels: list[str]) -> dict[str, Any]:

@@ -225,14 +225,13 @@ class TokenClassification(Task):
                         f"data: expected as many labels as words, got {len(tokens)} words and {len(tags)} "
                         f"labels in row {index} of {name}"
                     )
+                if any(tag is None or tag == -1 for tag in tags):
+                    raise ValueError(
+                        f"data: expected a class for every word, got words without one in {label!r} "
+                        f"({name}); take these rows out"
+                    )
         kind = data["train"].features[label].feature
         alike = all(rows.features[label] == data["train"].features[label] for rows in data.values())
-        for name, rows in data.items():
-            if any(tag is None or tag == -1 for row in rows[label] for tag in row):
-                raise ValueError(
-                    f"data: expected a class for every word, got words without one in {label!r} ({name}); "
-                    "take these rows out"
-                )
         if isinstance(kind, ClassLabel) and alike:
             self.labels = list(kind.names)
             return data

@@ -247,9 +247,7 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for path in partial.glob("*.safetensors"):
-        # safetensors gives them to their owner alone, so that another user's server could not read them.
-        path.chmod((partial / "config.json").stat().st_mode)
+    make_readable(partial, partial / "config.json")
     partial.replace(whole)
     names = sorted(path.name for path in whole.iterdir())
     for name in names:
@@ -261,6 +259,15 @@ def write_checkpoint(
         if weights.fullmatch(path.name) and path.name not in names:
             path.unlink()
     shutil.rmtree(whole)
+
+
+def make_readable(folder: Path, config: Path) -> None:
+    """Give the weight files of a folder the mode of its config.
+
+    safetensors gives them to their owner alone, so that another user's server could not read them.
+    """
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(config.stat().st_mode)
 
 
 def weight_files(variant: str | None) -> re.Pattern[str]:

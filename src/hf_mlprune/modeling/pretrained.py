@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from .cards import CARD_MARK, CARD_PLACE, pushed_card
+from .cards import CARD_MARK, named_card, pushed_card
 from .checkpoint import (
     HUB_ARGUMENTS,
     POOLER,
@@ -291,6 +291,6 @@ class PrunedMixin(PreTrainedModel):
         """As in transformers, which put the repository's card, or one of its own, over ours."""
         card = Path(working_dir) / "README.md"
         if self.pruning_card is not None:
-            ours = self.pruning_card.replace(f'"{CARD_PLACE}"', f'"{repo_id}"')
+            ours = named_card(self.pruning_card, repo_id)
             write_text(card, pushed_card(card.read_text(encoding="utf-8"), ours))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

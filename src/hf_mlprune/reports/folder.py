@@ -221,14 +221,11 @@ def push(folder: str, repository: str, *, private: bool) -> str:
     }
     for name in [name for name in files if Path(name).name == CARD]:
         text = (Path(folder) / name).read_text(encoding="utf-8")
-        subfolder = "" if name == CARD else Path(name).parent.as_posix()
-        files[name] = named_card(text, repository, subfolder).encode()
-    if CARD in files:
-        ours = named_card((Path(folder) / CARD).read_text(encoding="utf-8"), repository)
-        if hub.file_exists(repository, CARD):
+        text = named_card(text, repository, "" if name == CARD else Path(name).parent.as_posix())
+        if name == CARD and hub.file_exists(repository, CARD):
             theirs = Path(hub.hf_hub_download(repository, CARD)).read_text(encoding="utf-8")
-            ours = pushed_card(theirs, ours)
-        files[CARD] = ours.encode()
+            text = pushed_card(theirs, text)
+        files[name] = text.encode()
     done = hub.create_commit(
         repository,
         [CommitOperationAdd(name, content) for name, content in files.items()],

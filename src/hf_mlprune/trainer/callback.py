@@ -177,10 +177,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Tell the distillation how many micro-batches there are; see :func:`forget_best`."""
-        distiller = self._at_work().distiller
-        if distiller is not None:
-            first = self._at_work().epoch_began
-            distiller.accumulation = micro_batches(args, state, train_dataloader, first)
+        session = self._at_work()
+        if session.distiller is not None:
+            parts = micro_batches(args, state, train_dataloader, session.epoch_began)
+            session.distiller.accumulation = parts
         forget_best(model, state)
 
     def on_pre_optimizer_step(

@@ -9,6 +9,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from ..families import known_encoders
+from ..modeling.checkpoint import make_readable
 
 
 @runtime_checkable
@@ -35,7 +36,4 @@ def write_pruned(model: nn.Module, folder: Path) -> None:
         # A class of the user's own says nothing of its encoders.
         for path, _, encoder in known_encoders(model):
             encoder.config.save_pretrained(folder / path)
-    # safetensors gives its files to their owner alone, so that another user's server could not read them.
-    mode = next(folder.rglob("config.json")).stat().st_mode
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(mode)
+    make_readable(folder, next(folder.rglob("config.json")))
