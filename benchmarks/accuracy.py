@@ -36,9 +36,11 @@ from hf_mlprune.files import write_folder
 from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave
 
-#: Method -> settings of the callback. `paper from pretrained` begins with the model as it was published.
+#: Method -> settings of the callback. `paper from pretrained` begins with the model as it was published,
+#: `default from dense` with the model of `dense`, so it has more steps than all others.
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
+    "default from dense": {},
     "default int8": {},
     "magnitude": {"method": "magnitude"},
     "random": {"method": "random"},
@@ -193,7 +195,8 @@ class Bench:
         if run.method in DENSE:
             measured = self.run_dense(run)
         else:
-            teacher = self.fine_tuned("teacher", run.seed, self.plan.teacher_steps, self.source)
+            kind = "dense" if run.method == "default from dense" else "teacher"
+            teacher = self.fine_tuned(kind, run.seed, self.steps(kind), self.source)
             began = time.perf_counter()
             model = self.pruned(run, teacher)
             if run.method == "default int8":
@@ -209,8 +212,7 @@ class Bench:
         kept = self.folder(f"{method}_{run.target_density}_{run.steps}_{run.learning_rate:g}", run.seed)
         if keeps and kept.is_dir():
             return self.model(kept)
-        source = self.source if method == "paper from pretrained" else self.folder("teacher", run.seed)
-        model = self.model(source)
+        model = self.model(self.source) if method == "paper from pretrained" else copy.deepcopy(teacher)
         density = run.target_density
         if method == "small-dense":
             density = make_narrow(model, density)
@@ -223,11 +225,15 @@ class Bench:
             write_folder(kept, model.save_pretrained)
         return model
 
+    def steps(self, kind: str) -> int:
+        """Steps of a dense model."""
+        return self.plan.teacher_steps + (0 if kind == "teacher" else self.plan.steps)
+
     def run_dense(self, run: Run) -> dict[str, Any]:
         """Do a run that prunes nothing."""
         kind = "dense" if run.method == "int8" else run.method
-        steps = self.plan.teacher_steps + (0 if kind == "teacher" else self.plan.steps)
-        model = self.fine_tuned(kind, run.seed, steps, self.smaller() if kind == "L3" else self.source)
+        source = self.smaller() if kind == "L3" else self.source
+        model = self.fine_tuned(kind, run.seed, self.steps(kind), source)
         if run.method == "int8":
             return self.measure_int8(model, 1.0)
         return self.measure(model, self.model(self.source) if kind == "L3" else model)
