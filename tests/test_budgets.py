@@ -25,7 +25,7 @@ from hf_mlprune.goals import is_within_target, predicted_speedup
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state, pruning_states
 from hf_mlprune.trainer.data import typical_length
-from support.models import assert_same_outputs, clone, make_batch, make_model, prune
+from support.models import assert_same_outputs, clone, find_family, make_batch, make_model, prune
 from support.training import make_trainer
 from test_nested import Pair, prune_pair
 
@@ -201,6 +201,65 @@ def test_a_table_has_the_widths_for_which_there_is_time(monkeypatch):
     many, few = ({name: int((table >= 0).sum()) for name, table in found.items()} for found in tables)
     assert many == {"rest_time": 1, "attention_time": 9, "ffn_time": 25}
     assert few == {"rest_time": 1, "attention_time": 5, "ffn_time": 9}
+
+
+@each_family
+def test_times_are_measured_without_copies_of_the_vocabulary(family):
+    sizes = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 256}
+    large = {} if find_family(family).takes_images else {"vocab_size": 40_000}
+    if family == "modernbert":
+        large["pad_token_id"] = 39_999
+    encoder = inspect_encoder(make_model(family=family, **sizes, **large))
+    words = []
+
+    def make(network, inputs):
+        words.extend(p.shape[0] for name, p in network.named_parameters() if "word_embeddings" in name)
+        repeats = 1 + sum(p.numel() for p in network.parameters()) // 1000
+        return lambda: [network(**inputs), sum(range(100 * repeats))]
+
+    found = costs.measure_times(encoder, 2, 8, make, ffn_points=2)
+    assert max(words, default=0) <= costs.PROBED_VOCABULARY
+    assert int(found["rest_time"]) > 0
+
+
+def test_rows_land_in_groups_of_16_whatever_is_counted(tmp_path):
+    dense = file_bytes(make_model(hidden_size=16, num_hidden_layers=4, intermediate_size=520), tmp_path)
+    for target in ({"multiply_adds": 0.5}, {"size": f"{0.7 * dense / 1000:.3f} kB"}):
+        model = make_model(hidden_size=16, num_hidden_layers=4, intermediate_size=520)
+        prune(model, PruningConfig.create(**target))
+        counts = [int(gates["fc1"].keep.sum()) for gates in map(pruning_state(model).gates, range(4))]
+        assert len([count for count in counts if count % 16 and count != 520]) <= 1
+        assert is_within_target(pruning_state(model))
+
+
+@pytest.mark.parametrize("target", [{"speedup": 1.2}, {"multiply_adds": 0.5}])
+def test_a_length_that_the_model_does_not_take_is_refused(target):
+    model = make_model()
+    attach(model, PruningConfig.create(**target, length=64))
+    with pytest.raises(ValueError, match="length: expected at most 32 tokens, what the model takes, got 64"):
+        start(model, 20)
+
+
+def test_positions_that_are_relative_only_have_no_most(tmp_path):
+    model = make_model(family="deberta-v2")
+    attach(model, PruningConfig.create(multiply_adds=0.5, length=64))
+    start(model, 20)
+    assert int(pruning_state(model).get_buffer("target_length")) == 64
+
+
+def test_a_table_of_other_threads_is_refused(tmp_path):
+    model = make_model()
+    sizes = {"layers": 2, "heads": 4, "fc1": 48}
+    times = {
+        "rest_time": {"0": 5},
+        **{n: {"0": 0, str(m): 9} for n, m in (("attention_time", 4), ("ffn_time", 48))},
+    }
+    table = {"version": 1, "engine": "torch", "batch": 1, "length": 16, "threads": 1, **sizes}
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps({**table, "nanoseconds": times}))
+    attach(model, PruningConfig.create(speedup=1.2, latency_table=str(file), threads=8))
+    with pytest.raises(ValueError, match="latency_table: expected threads 8, got 1"):
+        start(model, 20)
 
 
 def test_a_speedup_is_measured_pruned_to_and_reported(tmp_path):
@@ -402,6 +461,12 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
     [
         ({"length": 8}, "latency_table: expected length 16, got 8 in"),
         ({"layers": 3}, "latency_table: expected layers 2, got 3 in"),
+        ({"hidden_size": 64}, "latency_table: expected hidden_size 32, got 64 in"),
+        ({"length": "a", "hidden_size": None}, "latency_table: expected length 16, got 'a' in"),
+        (
+            {"nanoseconds": {"rest_time": {"a": 1}}},
+            "latency_table: expected a table of times in .* got ValueError",
+        ),
         ({"version": 9}, "latency_table: expected version 1, got 9 in"),
         ({"nanoseconds": {}}, "latency_table: expected a table of times in .* got KeyError"),
         ({"nanoseconds": 3}, "latency_table: expected a table of times in .* got TypeError"),

@@ -21,6 +21,7 @@ from hf_mlprune.exporting.export import ENGINES
 from hf_mlprune.exporting.metric import is_within, points_lost
 from hf_mlprune.exporting.report import REPORT_FILE
 from hf_mlprune.exporting.source import read_source
+from hf_mlprune.exporting.table import measure_table
 from hf_mlprune.modeling.block_sparse import BlockSparseLinear
 from hf_mlprune.state import pruning_state
 from support.models import assert_same_outputs, inputs_of, labelled_head, make_batch, make_model, prune
@@ -450,3 +451,83 @@ def test_a_model_that_was_trained_in_autocast_is_exported_without_it(tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert_same_outputs(read_source(trainer.model, None).module, loaded, make_batch(), 0.0)
     export(trainer.model, tmp_path / "onnx", to="onnx", latency=())
+
+
+def test_padding_counts_whatever_batches_an_export_was_given(tmp_path):
+    """Data of one length have no mask; what is served has."""
+    model = pruned()
+    data = [{"input_ids": batch["input_ids"]} for batch in labelled(model)]
+    export(model, tmp_path / "served", int8="static", data=data, latency=())
+    export(model, tmp_path / "float", data=data, latency=())
+    batch = inputs_of(make_batch(seed=9))
+    batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    with torch.no_grad():
+        wanted = model(**batch).logits.numpy()
+    found = ENGINES["onnx"].load(tmp_path / "float", 1)(batch)["logits"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+@pytest.mark.parametrize("choices", [1, 3])
+def test_any_number_of_choices_is_served(choices, to, tmp_path):
+    model = pruned(head="choice")
+    export(model, tmp_path / "served", to, latency=())
+    tokens = torch.randint(1, 60, (2, choices, 9))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    batch["token_type_ids"] = torch.zeros_like(tokens)
+    with torch.no_grad():
+        wanted = model(**batch).logits.numpy()
+    found = ENGINES[to].load(tmp_path / "served", 1)(batch)["logits"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_settings_of_training_do_not_hinder_an_export(tmp_path):
+    """What a graphics processor computes attention with, and tuples as outputs."""
+    model = pruned()
+    model.config.return_dict = False
+    model.config._attn_implementation = "flash_attention_2"
+    export(model, tmp_path / "served", latency=())
+    assert model.config.return_dict is False
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize("to", ["stock", "dense"])
+def test_a_folder_of_transformers_has_the_dtype_of_the_model(to, tmp_path):
+    model = pruned().to(torch.bfloat16)
+    found = export(model, tmp_path / "served", to, latency=())
+    served = AutoModelForSequenceClassification.from_pretrained(tmp_path / "served", dtype="auto")
+    assert served.dtype == torch.bfloat16
+    assert found.cost.bytes[0] == sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
+def test_images_have_the_length_of_their_size(tmp_path):
+    model = pruned(family="vit")
+    found = export(model, tmp_path / "served", latency=((1, 128),))
+    assert found.latency[0].length == 5
+    model.save_pretrained(tmp_path / "pruned")
+    rows = bench(str(tmp_path / "pruned"), shapes=("1x128",), rounds=1, threads=1).rows
+    assert {row.length for row in rows} == {5}
+
+
+def test_a_dense_model_of_fewer_words_and_positions_is_compared(tmp_path):
+    pruned().save_pretrained(tmp_path / "pruned")
+    make_model(vocab_size=8, max_position_embeddings=16).save_pretrained(tmp_path / "dense")
+    against = str(tmp_path / "dense")
+    rows = bench(str(tmp_path / "pruned"), against=against, shapes=("1x16",), rounds=1, threads=1).rows
+    assert len(rows) == 2
+    with pytest.raises(ValueError, match="shape: expected at most 16 tokens"):
+        bench(str(tmp_path / "pruned"), against=against, shapes=("1x24",), rounds=1, threads=1)
+
+
+def test_labels_of_two_kinds_need_a_metric(tmp_path):
+    model = pruned(head="pretraining")
+    batch = make_batch("pretraining")
+    with pytest.raises(ValueError, match=r"one class as label of each row .* pass compute_metrics"):
+        export(model, tmp_path / "served", int8=True, data=[batch])
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("length", 0), ("threads", 0), ("ffn_points", 0)])
+def test_numbers_of_a_table_are_checked(name, value):
+    sizes = {"batch": 1, "length": 8, "threads": 1, "ffn_points": 2, name: value}
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1 up, got 0"):
+        measure_table(make_model(), engine="torch", **sizes)

@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification
 from fuzz.__main__ import CORPUS, fuzz
 from hf_mlprune import PruningCallback, PruningConfig, shrink
 from hf_mlprune.files import write_folder, write_json
-from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.checkpoint import PARTIAL, WHOLE, weight_files
 from hf_mlprune.modeling.structure import fingerprint, format_ranges, parse_ranges
+from support.methods import SETTINGS, each_method
 from support.models import assert_same_outputs, make_batch, make_model, prune
 from support.training import make_trainer
 
@@ -242,11 +242,15 @@ def test_arguments_by_position_as_in_transformers(tmp_path):
     assert_same_outputs(model, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
 
 
-def test_frozen_layers_stay_frozen():
+@each_method
+def test_frozen_layers_stay_frozen(method):
     model = make_model()
     for parameter in model.bert.encoder.layer[0].parameters():
         parameter.requires_grad_(False)
-    prune(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=(8, 4)))
+    before = {name: p.clone() for name, p in model.bert.encoder.layer[0].named_parameters()}
+    prune(model, PruningConfig.create(0.6, method=method, **SETTINGS[method]))
+    for name, parameter in model.bert.encoder.layer[0].named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
     shrink(model)
     assert not any(p.requires_grad for p in model.bert.encoder.layer[0].parameters())
     assert all(p.requires_grad for p in model.bert.encoder.layer[1].parameters())

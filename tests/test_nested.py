@@ -54,6 +54,17 @@ def logits(model) -> torch.Tensor:
         return model.eval()(batch["input_ids"], batch["attention_mask"])["logits"]
 
 
+def test_figures_of_a_method_are_of_all_encoders():
+    model = make_pair()
+    attach(model, PruningConfig.create(0.5, method="mlpruning", encoder=["first", "second"]))
+    start(model, 20)
+    first, second = pruning_states(model)
+    for state, value in ((first, 2.0), (second, 4.0)):
+        for gate in state.all_gates():
+            gate.get_buffer("threshold").fill_(value)
+    assert 2.5 < figures(model)["threshold"] < 3.5
+
+
 def prune_pair(model, config, steps=20):
     attach(model, config)
     start(model, steps)

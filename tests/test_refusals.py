@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ from hf_mlprune.families import FAMILIES
 from hf_mlprune.levels import LEVELS
 from hf_mlprune.modeling.layout import GROUPS
 from hf_mlprune.shrinking import ShrinkError
+from hf_mlprune.state import is_attached, pruning_state
 from hf_mlprune.trainer.checks import check_arguments
 from support.models import make_batch, make_config, make_model, prune
 from support.training import make_trainer, training_arguments
@@ -86,6 +88,37 @@ from support.training import make_trainer, training_arguments
 def test_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         PruningCallback(**settings)
+
+
+@pytest.mark.parametrize("levels", [("attention", "ffn"), ("heads", "ffn"), ("attention", "rows")])
+def test_modules_that_are_always_kept(levels):
+    model = make_model()
+    with pytest.raises(
+        ValueError, match=r"minimum_units: expected 0 with the level '(attention|ffn)', whose one"
+    ):
+        attach(model, PruningConfig.create(0.5, levels=levels))
+    assert not is_attached(model)
+
+
+@pytest.mark.parametrize("levels", [("heads", "blocks"), ("heads",), ("attention",)])
+def test_levels_of_which_nothing_is_left(levels):
+    model = make_model()
+    attach(model, PruningConfig.create(0.2, levels=("attention",), minimum_units=0, exclude=()))
+    for gate in pruning_state(model).all_gates():
+        gate.set_keep(torch.zeros(1, dtype=torch.bool))
+    pruning_state(model).landed.fill_(2)
+    shrink(model)
+    blocks = {"block_shape": (8, 8)} if "blocks" in levels else {}
+    with pytest.raises(ValueError, match="pruned before and has no heads, rows or modules left of"):
+        attach(model, PruningConfig.create(0.1, levels=levels, minimum_units=0, **blocks))
+    assert not is_attached(model)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = PruningConfig.create(np.float32(0.5), minimum_units=np.int64(2), exclude=list(np.arange(1)))
+    assert (config.minimum_units, config.exclude, type(config.density)) == (2, (0,), float)
+    with pytest.raises(ValueError, match="minimum_units: expected a whole number from 0 up, got -1"):
+        PruningConfig.create(0.5, minimum_units=np.int64(-1))
 
 
 def test_settings_without_density():

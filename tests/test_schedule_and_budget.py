@@ -7,15 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_mlprune import PruningConfig, attach
+from hf_mlprune import PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.budgets.weights import block_weights
 from hf_mlprune.levels import LEVELS
+from hf_mlprune.loop import figures
 from hf_mlprune.methods.base import Progress
 from hf_mlprune.modeling.structure import grid_shape
+from hf_mlprune.run import current_run
 from hf_mlprune.schedule import Phase, cubic_target, make_schedule
 from hf_mlprune.stages import BlockStage, StructuredStage
 from hf_mlprune.state import pruning_state
-from support.models import make_model
+from support.models import loss_of, make_batch, make_model, prune
 
 levels = st.sets(st.sampled_from(LEVELS), min_size=1).map(tuple)
 
@@ -158,3 +160,24 @@ def test_first_target_is_half_as_in_the_papers_recipe_or_the_root():
     assert PruningConfig.create(0.64, levels=LEVELS).first_target() == pytest.approx(0.8)
     assert PruningConfig.create(0.2, levels=LEVELS, structured_density=0.4).first_target() == 0.4
     assert PruningConfig.create(0.2, levels=("heads", "rows")).first_target() == 0.2
+
+
+def test_blocks_of_a_model_pruned_before_go_from_what_it_has():
+    model = make_model()
+    prune(model, PruningConfig.create(0.4))
+    shrink(model)
+    had = report(model).density
+    attach(model, PruningConfig.create(0.3, levels=LEVELS, block_shape=(8, 4)))
+    start(model, 100)
+    model.train()
+    for step in range(1, 100):
+        loss_of(model, make_batch(seed=step)).backward()
+        collect(model)
+        advance(model, step)
+        model.zero_grad()
+        if step == 30:
+            break
+    found = figures(model)
+    assert found["pruning_phase"] == Phase.BLOCKS
+    assert found["density_target"] < had
+    assert current_run(pruning_state(model)).origin == pytest.approx(had)

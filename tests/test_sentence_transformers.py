@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from sentence_transformers.sparse_encoder import (
     SparseEncoder,
@@ -298,6 +298,26 @@ def test_losses_that_use_one_pass_several_times_are_refused_with_a_teacher(tmp_p
     callback = PruningCallback(density=0.4, teacher=teacher)
     with pytest.raises(RuntimeError, match=r"without running its encoder; .*MatryoshkaLoss"):
         train_sentences(tmp_path / "run", sentence_transformer(tmp_path / "base"), callback, loss=loss)
+
+
+# Of torch's and onnxscript's own making.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_embeddings_that_are_cut_are_served_so(tmp_path):
+    model = sentence_transformer(tmp_path / "base")
+    model.truncate_dim = 8
+    export(model, tmp_path / "served", latency=())
+    session = onnxruntime.InferenceSession(str(tmp_path / "served" / "model.onnx"))
+    tokens = model.tokenizer(texts(2), padding=True, return_tensors="np")
+    given = {value.name: tokens[value.name] for value in session.get_inputs()}
+    found = session.run(["sentence_embedding"], given)[0]
+    np.testing.assert_allclose(found, model.encode(texts(2)), atol=1e-5)
+
+
+def test_modules_without_a_transformer_are_refused_in_words(tmp_path):
+    tokenizer = sentence_transformer(tmp_path / "base").tokenizer
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)])
+    with pytest.raises(TypeError, match="first module, got StaticEmbedding"):
+        export(static, tmp_path / "served")
 
 
 # Of torch's and onnxscript's own making.

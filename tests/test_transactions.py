@@ -139,6 +139,23 @@ def test_a_rehearsal_changes_nothing(training):
     assert_unchanged(before, model)
 
 
+@pytest.mark.parametrize("levels", [("attention", "ffn"), ("heads", "ffn"), ("attention", "rows")])
+def test_whole_modules_are_removed_in_a_rehearsal(levels):
+    model = make_model()
+    attach(model, PruningConfig.create(0.5, levels=levels, minimum_units=0))
+    start(model, 20)
+    widths = []
+
+    def inspect(done):
+        (structure,) = done.structures.values()
+        widths.extend(tuple(map(len, (layer.kept["heads"], layer.kept["fc1"]))) for layer in structure.layers)
+
+    rehearse(model, [make_batch()], inspect)
+    attention, ffn = zip(*widths, strict=True)
+    assert "attention" not in levels or attention == (0, 4)
+    assert "ffn" not in levels or ffn == (0, 48)
+
+
 def test_runs_with_a_rehearsal_at_another_step_are_the_same(tmp_path):
     """As a resumed run has it."""
 

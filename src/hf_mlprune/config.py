@@ -329,6 +329,8 @@ class PruningConfig:
 
 def _plain(value: Any) -> Any:
     """A number of NumPy, say, as one of Python: JSON knows none of the others."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, (bool, int)):
+        return int(value)
     if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):
         return float(value)
     return value

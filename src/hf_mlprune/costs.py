@@ -17,18 +17,26 @@ from torch import Tensor, nn
 
 from .budgets.bytes import dense_bytes
 from .budgets.time import PARTS
-from .encoders import Encoder, inspect_encoder, random_batch, stock_encoder, tokens_of
+from .encoders import (
+    Encoder,
+    inspect_encoder,
+    most_tokens,
+    random_batch,
+    stock_encoder,
+    tokens_of,
+    usual_length,
+)
 from .latency_table import read_table
 from .modeling.pruned import apply_structure
 from .modeling.structure import LayerStructure, Structure
 from .processes import same_in_all_processes
 from .state import STATE_NAME, PruningState
-from .timing import interleave, using_threads
+from .timing import interleave, synchronize, using_threads
 
 #: Layers of the encoders that are timed: parts of a layer are differences between them.
 PROBED_LAYERS = 2
-#: Tokens of a sequence where nobody says how long they are.
-USUAL_LENGTH = 128
+#: Words that they know: dozens of them are in memory at once.
+PROBED_VOCABULARY = 1024
 #: Points of a table: shares of an FFN's rows, and at most so many counts of heads.
 FFN_POINTS = 24
 HEAD_POINTS = 12
@@ -54,7 +62,9 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int 
             next(module for module in model.modules() if getattr(module, STATE_NAME, None) is state)
         )
         config = state.config
-        tokens = tokens_of(encoder) or config.length or length or USUAL_LENGTH
+        if config.length is not None:
+            check_length(encoder, config.length)
+        tokens = tokens_of(encoder) or config.length or usual_length(encoder, length)
         if "target_length" in state.tables():
             state.get_buffer("target_length").fill_(tokens)
         if "other_bytes" in state.tables():
@@ -70,6 +80,18 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int 
                 state.get_buffer(name).copy_(table)
         for name in state.tables():
             same_in_all_processes(state.get_buffer(name))
+
+
+def check_length(encoder: Encoder, length: int) -> None:
+    """Refuse sequences that a model cannot take; images have their own.
+
+    Raises:
+        ValueError: says what the most is.
+    """
+    if tokens_of(encoder) is None and length > most_tokens(encoder):
+        raise ValueError(
+            f"length: expected at most {most_tokens(encoder)} tokens, what the model takes, got {length}"
+        )
 
 
 def other_bytes(model: nn.Module) -> int:
@@ -116,11 +138,15 @@ def measure_times(
 
     Raises:
         ValueError: times do not grow with what is kept: the encoder is too small, or the machine is at work.
+            The model does not take so many tokens.
     """
+    check_length(encoder, length)
     dense, count = encoder.dense, len(encoder.layers)
     probed = min(PROBED_LAYERS, count)
     # Without the padding of the middle sequence: as most served batches of one length are called.
     inputs = random_batch(encoder.module, encoder, batch, length)
+    if "input_ids" in inputs:
+        inputs["input_ids"] %= PROBED_VOCABULARY
     if make is None:
         inputs.pop("attention_mask", None)
     elif "attention_mask" in inputs:
@@ -216,11 +242,24 @@ def _thin(encoder: Encoder, heads: int, rows: int, layers: int) -> nn.Module:
     """A stock encoder of so many layers, cut to so many heads and FFN rows in each."""
     kept = {group: tuple(range(units)) for group, units in encoder.dense.units.items()}
     layer = LayerStructure({**kept, "heads": tuple(range(heads)), "fc1": tuple(range(rows))}, {})
-    found: nn.Module = stock_encoder(encoder, layers)
+    found: nn.Module = stock_encoder(encoder, _small(encoder, layers))
     modules = found.get_submodule(encoder.dense.layout.layers).children()
     apply_structure(modules, Structure((layer,) * layers, None), encoder.dense)
     found.to(encoder.module.device, encoder.module.dtype)
     return found.eval()
+
+
+def _small(encoder: Encoder, layers: int) -> dict[str, Any]:
+    """Fields of a config that make an encoder have so many layers, and few words."""
+    config = encoder.module.config
+    changes: dict[str, Any] = {encoder.family.config.config_fields.num_layers: layers}
+    if getattr(config, "layer_types", None) is not None:
+        changes["layer_types"] = config.layer_types[:layers]
+    if not encoder.family.takes_images:
+        changes["vocab_size"] = min(config.vocab_size, PROBED_VOCABULARY)
+        # It has a place of its own among the words.
+        changes["pad_token_id"] = min(config.pad_token_id or 0, changes["vocab_size"] - 1)
+    return changes
 
 
 def _call(network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
@@ -228,7 +267,6 @@ def _call(network: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], obje
 
     def call() -> None:
         network(**inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
 
     return call

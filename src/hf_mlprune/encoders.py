@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from .modeling.layout import DenseLayer
 from .modeling.pretrained import encoder_layers
 from .modeling.pruned import activation_of
 from .modeling.structure import LayerStructure, Structure
+
+#: Tokens of a sequence where nobody says how long they are.
+USUAL_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -169,13 +173,15 @@ def _check_activation(layer: int, module: nn.Module, dense: DenseLayer) -> None:
         )
 
 
-def stock_encoder(encoder: Encoder, layers: int | None = None) -> PreTrainedModel:
-    """A stock encoder of the dense sizes, with random weights; of so many layers, if a number is given."""
+def stock_encoder(encoder: Encoder, changes: Mapping[str, Any] = MappingProxyType({})) -> PreTrainedModel:
+    """A stock encoder of the dense sizes, with random weights.
+
+    Args:
+        encoder: whose config it has.
+        changes: fields of the config that differ.
+    """
     module, family = encoder.module, encoder.family
-    plain = plain_config(module.config)
-    if layers is not None:
-        plain = {**plain, family.config.config_fields.num_layers: layers}
-    config = family.stock_config.from_dict(plain)
+    config = family.stock_config.from_dict({**plain_config(module.config), **changes})
     config._attn_implementation = module.config._attn_implementation
     dense = family.heads[0].stock(config)
     if getattr(module, "pooler", dense) is None:
@@ -200,7 +206,7 @@ def random_batch(model: nn.Module, encoder: Encoder, rows: int, length: int) -> 
     if encoder.family.takes_images:
         pixels = torch.randn(rows, config.num_channels, *_sides(config.image_size), generator=generator)
         return {"pixel_values": pixels.to(device, encoder.module.dtype)}
-    length = min(length, encoder.family.config.config_fields.most_tokens(config))
+    length = min(length, most_tokens(encoder))
     pair = (2,) if head is not None and head.has_choices else ()
     tokens = torch.randint(0, config.vocab_size, (rows, *pair, length), generator=generator)
     mask = torch.ones_like(tokens)
@@ -215,6 +221,21 @@ def tokens_of(encoder: Encoder) -> int | None:
     embeddings = encoder.module.get_submodule(encoder.dense.layout.embeddings)
     tokens: int = embeddings.get_parameter("position_embeddings").shape[1]
     return tokens
+
+
+def most_tokens(encoder: Encoder) -> int:
+    """Tokens of the longest sequence that an encoder of texts takes."""
+    return encoder.family.config.config_fields.most_tokens(encoder.module.config)
+
+
+def usual_length(encoder: Encoder, typical: int | None = None) -> int:
+    """Tokens of the sequences that costs are counted for where no setting says them.
+
+    Args:
+        encoder: of images, whose tokens they are, or of texts: at most what it takes.
+        typical: of the data; 128, if it is not known.
+    """
+    return tokens_of(encoder) or min(typical or USUAL_LENGTH, most_tokens(encoder))
 
 
 def _sides(size: Any) -> tuple[int, int]:

@@ -51,7 +51,8 @@ def stage_of(state: PruningState, phase: Phase) -> Stage | None:
 def origin_of(state: PruningState, phase: Phase, index: int) -> float:
     """Where the path to a target begins: at the one that masks landed on before, or at what there was."""
     if phase is Phase.BLOCKS and state.config.structured:
-        return target_of(state, Phase.STRUCTURED, index)
+        # A model that was pruned before may have less than heads and rows are to leave.
+        return min(base_share(state), target_of(state, Phase.STRUCTURED, index))
     if index:
         return target_of(state, phase, index - 1)
     # A model that was pruned before may be a little below its target, by less than a unit.
@@ -70,7 +71,7 @@ def is_within_target(state: PruningState) -> bool:
     if density is not None:
         return state.density() <= density + 1e-9
     stage = StructuredStage(state)
-    return stage.cost_of([int(gate.keep.sum()) for gate in stage.gates]) <= stage.limit(stage.budget.share())
+    return stage.kept_cost() <= stage.limit(stage.budget.share())
 
 
 def cost_share(state: PruningState) -> float:

@@ -33,6 +33,7 @@ def table_to_json(
     times = {name: {str(i): int(t) for i, t in enumerate(table) if t >= 0} for name, table in tables.items()}
     about = {"engine": engine, "batch": batch, "length": length, "threads": threads}
     sizes = {group: encoder.dense.units[group] for group in PARTS}
+    sizes["hidden_size"] = encoder.dense.sizes.hidden_size
     return {"version": TABLE_VERSION, **about, "layers": len(encoder.layers), **sizes, "nanoseconds": times}
 
 
@@ -62,7 +63,7 @@ def read_table(file: Path, state: PruningState, image_tokens: int | None = None)
 
     Args:
         file: as :func:`table_to_json` has it.
-        state: of a run, whose settings say the batch, and the length if they do.
+        state: of a run, whose settings say the batch, and length and threads if they do.
         image_tokens: of an encoder of images, which has no other length.
 
     Raises:
@@ -71,26 +72,42 @@ def read_table(file: Path, state: PruningState, image_tokens: int | None = None)
     """
     if not file.is_file():
         raise FileNotFoundError(f"latency_table: expected a file, got {file}, where nothing is")
+    wanted = _wanted(state, image_tokens)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        wanted = {
-            "version": TABLE_VERSION,
-            "batch": state.config.batch,
-            "layers": len(state.base),
-            **{group: state.dense.units[group] for group in PARTS},
-        }
-        if state.config.length is not None and image_tokens is None:
-            wanted["length"] = state.config.length
-        for name, value in wanted.items():
-            if data[name] != value:
-                raise ValueError(f"latency_table: expected {name} {value}, got {data[name]!r} in {file}")
+        given = {name: data.get(name) for name in ("hidden_size", *wanted)}
+    except (AttributeError, ValueError) as error:
+        raise _no_table(file, error) from error
+    if given["hidden_size"] is not None:
+        # Earlier tables have none.
+        wanted["hidden_size"] = state.dense.sizes.hidden_size
+    for name, value in wanted.items():
+        if given[name] != value:
+            raise ValueError(f"latency_table: expected {name} {value}, got {given[name]!r} in {file}")
+    try:
         found = {name: torch.full((size,), -1, dtype=torch.int64) for name, size in state.tables().items()}
         for name in ("rest_time", *PARTS.values()):
             for width, time in data["nanoseconds"][name].items():
                 found[name][int(width)] = int(time)
         found["target_length"].fill_(image_tokens or int(data["length"]))
-    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
-        raise ValueError(f"latency_table: expected a table of times in {file}, got {error!r}") from error
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise _no_table(file, error) from error
     if any(int(table[0]) < 0 or int(table[-1]) < 0 for table in found.values()):
         raise ValueError(f"latency_table: expected times of no units and of all of them in {file}, got none")
     return found
+
+
+def _wanted(state: PruningState, image_tokens: int | None) -> dict[str, int]:
+    """What a table must be of, to count for a run."""
+    config = state.config
+    wanted = {"version": TABLE_VERSION, "batch": config.batch, "layers": len(state.base)}
+    wanted |= {group: state.dense.units[group] for group in PARTS}
+    if config.length is not None and image_tokens is None:
+        wanted["length"] = config.length
+    if config.threads is not None:
+        wanted["threads"] = config.threads
+    return wanted
+
+
+def _no_table(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"latency_table: expected a table of times in {file}, got {error!r}")

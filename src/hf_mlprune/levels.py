@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from .modeling.layout import GROUPS
 from .values import check_choices
 
 LEVELS = ("heads", "rows", "blocks")
@@ -39,6 +41,37 @@ def check_levels(levels: tuple[Any, ...], row_sites: tuple[Any, ...]) -> None:
             f"levels: expected at least one of {LEVELS + MODULES}, and row_sites for rows, got "
             f"{levels} with row_sites={row_sites}"
         )
+
+
+def check_gates(
+    names: Collection[str], levels: tuple[str, ...], row_sites: tuple[str, ...], minimum_units: int
+) -> None:
+    """Check that the levels can remove something of a model.
+
+    Args:
+        names: groups and matrices that have units there: ``"heads"``, ``"fc1"``, ``"blocks_query"``, ...
+        levels: what is pruned.
+        row_sites: matrices whose rows go.
+        minimum_units: units that each group keeps.
+
+    Raises:
+        ValueError: the model was pruned before and has nothing left of a level; every module is always kept.
+    """
+    module = next((level for level in levels if level in MODULES), None)
+    if module is not None and minimum_units:
+        raise ValueError(
+            f"minimum_units: expected 0 with the level {module!r}, whose one unit is the whole module, "
+            f"got {minimum_units}"
+        )
+    has_structures = not set(GROUPS).isdisjoint(names)
+    for wanted, is_there, what in (
+        (prunes_structures(levels, row_sites), has_structures, "heads, rows or modules"),
+        ("blocks" in levels, not set(names) <= set(GROUPS), "blocks"),
+    ):
+        if wanted and not is_there:
+            raise ValueError(
+                f"levels: the model was pruned before and has no {what} left of {levels}; name what it has"
+            )
 
 
 def check_block_shape(shape: tuple[Any, ...]) -> None:

@@ -134,8 +134,8 @@ def figures(model: nn.Module) -> dict[str, float]:
     if runs[0].method.has_penalty:
         found["lambda"] = mean([run.pressure.lambda_ for run in runs])
         found["penalty"] = mean([run.pressure.penalty for run in runs])
-    stage = runs[0].stage
-    return found | (runs[0].method.figures(stage.gates) if stage is not None else {})
+    gates = [gate for run in runs if run.stage is not None for gate in run.stage.gates]
+    return found | (runs[0].method.figures(gates) if gates else {})
 
 
 def densities_of_layers(model: nn.Module) -> list[float]:

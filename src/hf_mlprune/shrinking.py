@@ -21,7 +21,7 @@ from .modeling.structure import Structure
 from .narrowing import compute_all
 from .proof import Comparison, compare, fixed_random_state, outputs, proof_dtypes
 from .resizing import plan, replace
-from .state import pruning_states
+from .state import PruningState, pruning_states
 
 Batch = Mapping[str, Any]
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -85,6 +85,8 @@ def rehearse(
 ) -> None:
     """Shrink by trial masks that remove every second unit, then put everything back.
 
+    Of modules that may go as a whole, those of every second layer are removed.
+
     So what cannot work at the end of a run is known at its start.
 
     Args:
@@ -100,14 +102,23 @@ def rehearse(
     try:
         # A resumed run rehearses at another step than the straight one, and must draw as that does.
         with edited(model), fixed_random_state(states[0].landed.device):
-            for gate in (gate for state in states for gate in state.all_gates()):
-                kept = gate.keep.nonzero()[::2]
-                gate.keep.fill_(False)
-                gate.keep[kept] = True
+            for state in states:
+                _set_trial_masks(state)
             inspect(_shrink(model, batches))
             raise _RehearsedError
     except _RehearsedError:
         return
+
+
+def _set_trial_masks(state: PruningState) -> None:
+    for layer in range(len(state.layers)):
+        for gate in state.gates(layer).values():
+            kept = gate.keep.nonzero()[::2]
+            may_be_empty = state.config.minimum_units == 0
+            if len(kept) == 1 and may_be_empty and layer % 2 == 0:
+                kept = kept[:0]
+            gate.keep.fill_(False)
+            gate.keep[kept] = True
 
 
 class _RehearsedError(Exception):

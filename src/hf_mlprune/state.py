@@ -13,6 +13,7 @@ from .config import PruningConfig
 from .encoders import Encoder
 from .families import head_of
 from .gates import Gate, GateOf
+from .levels import check_gates
 from .masked import MaskedLinear, Masks
 from .modeling.block_sparse import BlockSparseLinear
 from .modeling.layout import GROUPS, HIDDEN, SCORING, DenseLayer
@@ -230,7 +231,8 @@ def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_ke
     """Cast the prunable linears of an encoder in place, and hang the state into it.
 
     Raises:
-        ValueError: ``exclude`` names a layer that is not there, or every layer.
+        ValueError: ``exclude`` names a layer that is not there, or every layer; a model that was pruned
+            before has nothing left of what ``levels`` names; every module is always kept.
         TypeError: a prunable linear is not an ``nn.Linear``.
     """
     count = len(encoder.layers)
@@ -244,6 +246,8 @@ def insert_masks(encoder: Encoder, config: PruningConfig, *, mask_queries_and_ke
             )
     restore_dense_blocks(encoder)
     state = PruningState(config, encoder)
+    names = {name for index in state.included() for name in state.gates(index)}
+    check_gates(names, config.levels, config.row_sites, config.minimum_units)
     casts: list[tuple[nn.Linear, Masks]] = []
     for index in state.included():
         gates = state.gates(index)

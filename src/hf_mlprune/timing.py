@@ -62,6 +62,12 @@ def interleave(
     )
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for what a device has been told to do; the processor is done when a call returns."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
     """Torch's threads within the block; as they are, if ``None``."""

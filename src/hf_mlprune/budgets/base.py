@@ -50,6 +50,13 @@ def by_group(widths: Tensor) -> dict[str, Tensor]:
     return dict(zip(GROUPS, widths.unbind(-1), strict=True))
 
 
+#: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
+#: block-sparse one computes 16 rows at once.
+ROW_GROUP = 16
+#: Sites of fewer rows are landed row by row: a group would be too coarse a unit.
+GROUPED_FROM = 32 * ROW_GROUP
+
+
 class Budget(ABC):
     """What layers cost, and the most that the pruned ones may.
 
@@ -65,6 +72,8 @@ class Budget(ABC):
 
     #: Whether it counts blocks.
     has_blocks: ClassVar[bool] = False
+    #: Whether what widths that pay leave of it is spent row by row, on one site.
+    takes_rest: ClassVar[bool] = True
     #: Unit of the cost, for people.
     unit: str
     #: What stands in the way of a smaller cost, for people.
@@ -121,8 +130,13 @@ class Budget(ABC):
         return float(with_units - without) / max(1, widths[group])
 
     def widths_that_pay(self, group: str, most: int) -> Sequence[int] | None:
-        """Widths of a group to land on, increasing, the last of them ``most``; ``None`` for all."""
-        return None
+        """Widths of a group to land on, increasing, the last of them ``most``; ``None`` for all.
+
+        Of large sites of rows, multiples of 16.
+        """
+        if group == "heads" or most < GROUPED_FROM:
+            return None
+        return sorted({*range(0, most, ROW_GROUP), most})
 
     def describe(self, cost: float) -> str:
         """The cost of a whole encoder or model, for people."""

@@ -32,6 +32,7 @@ class TimeBudget(Budget):
     """``speedup=3``, ``latency="12 ms"``: of a forward pass of the encoder, by a table of measured times."""
 
     unit = "ms"
+    takes_rest = False
     obstacle = "embeddings, layer norms and residuals, which do not shrink"
 
     @classmethod

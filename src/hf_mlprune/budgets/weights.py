@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,6 @@ from torch import Tensor
 from ..modeling.structure import grid_shape
 from ..values import check_fraction
 from .base import Budget, by_group
-
-#: Dense products of many tokens are slower where outputs are no multiple of 8 (docs/architecture.md); the
-#: block-sparse one computes 16 rows at once.
-ROW_GROUP = 16
-#: Sites of fewer rows are landed row by row: a group would be too coarse a unit.
-GROUPED_FROM = 32 * ROW_GROUP
 
 
 class WeightBudget(Budget):
@@ -51,12 +45,6 @@ class WeightBudget(Budget):
     def unit_cost(self, group: str, widths: Mapping[str, int]) -> float:
         """See :meth:`DenseLayer.unit_weights`."""
         return float(self.sizes.dense.unit_weights(group, widths))
-
-    def widths_that_pay(self, group: str, most: int) -> Sequence[int] | None:
-        """Of large sites of rows, multiples of 16."""
-        if group == "heads" or most < GROUPED_FROM:
-            return None
-        return sorted({*range(0, most, ROW_GROUP), most})
 
 
 def block_weights(shape: tuple[int, int], block_shape: tuple[int, int]) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ..encoders import most_tokens, tokens_of
 from ..reports.latency import device_name
 from ..timing import interleave, using_threads
 from ..values import check_whole_number
@@ -134,9 +135,9 @@ def bench(
         ways: dict[str, Runner] = {DENSE: reference(dense)}
         for name in engines:
             ways |= _ways(name, pruned, dense, Path(work), count, int8=int8)
-        rows = [row for size in sizes for row in _measure(pruned, ways, size, rounds, budget_seconds)]
+        rows = [row for size in sizes for row in _measure(pruned, dense, ways, size, rounds, budget_seconds)]
     processor = device_name(torch.device("cpu"))
-    return Bench(folder, against or "its dense form, random weights", processor, count, tuple(rows))
+    return Bench(folder, against or "its dense form", processor, count, tuple(rows))
 
 
 def read_shape(text: str) -> tuple[int, int]:
@@ -172,15 +173,25 @@ def _ways(
 
 
 def _measure(
-    source: Source, ways: dict[str, Runner], size: tuple[int, int], rounds: int, budget_seconds: float
+    source: Source,
+    dense: Source,
+    ways: dict[str, Runner],
+    size: tuple[int, int],
+    rounds: int,
+    budget_seconds: float,
 ) -> list[BenchRow]:
-    inputs = source.full_batch(*size)
-    read = inputs["input_ids"].shape[-1] if "input_ids" in inputs else size[1]
-    if read != size[1]:
-        raise ValueError(f"shape: expected at most {read} tokens, which the model reads, got {size[1]}")
+    rows, length = size
+    image = tokens_of(source.encoder)
+    if image is None:
+        most = min(most_tokens(each.encoder) for each in (source, dense))
+        if length > most:
+            raise ValueError(f"shape: expected at most {most} tokens, which the model reads, got {length}")
+    inputs = source.full_batch(rows, length)
+    if "input_ids" in inputs:
+        inputs["input_ids"] %= min(each.model.config.vocab_size for each in (source, dense))
     calls = [partial(way, inputs) for way in ways.values()]
     timing = interleave(calls, rounds=rounds, budget_seconds=budget_seconds)
     return [
-        BenchRow(*size, name, 1e3 * seconds, ratio)
+        BenchRow(rows, image or length, name, 1e3 * seconds, ratio)
         for name, seconds, ratio in zip(ways, timing.seconds, timing.ratios, strict=True)
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..encoders import most_tokens
 from .report import REPORT_FILE
 from .source import LABELS, Source, inputs_of
 
@@ -17,7 +18,7 @@ def target_of(folder: str | Path) -> Path:
     """Where an export is written, behind any links.
 
     Raises:
-        FileExistsError: something else is there, or besides what an earlier export wrote.
+        FileExistsError: something else is there, or besides what an earlier export wrote; or a mounted disk.
         NotADirectoryError: what should hold it is no folder.
         PermissionError: nothing may be written there.
     """
@@ -27,6 +28,11 @@ def target_of(folder: str | Path) -> Path:
     if target == Path.cwd() or target in Path.cwd().parents:
         raise FileExistsError(
             f"folder: expected a new folder, got {target}, where this runs; name another one"
+        )
+    if target.is_mount():
+        raise FileExistsError(
+            f"folder: expected a folder that can be replaced, got {target}, where a disk is mounted; name a "
+            "folder in it"
         )
     others = _others(target)
     if others:
@@ -160,10 +166,7 @@ def check_batches(source: Source, batches: Sequence[Mapping[str, Any]]) -> None:
                 most, what = example[name].shape[-1], "pixels"
                 fits = tensor.shape[1:] == example[name].shape[1:]
             else:
-                most, what = (
-                    source.encoder.family.config.config_fields.most_tokens(source.model.config),
-                    "tokens",
-                )
+                most, what = most_tokens(source.encoder), "tokens"
                 fits = 1 <= tensor.shape[-1] <= most
             if not fits or not len(tensor):
                 raise ValueError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,8 @@ def _measure(
 def _cost(source: Source, to: str) -> Any:
     if to not in ("stock", "dense"):
         return None
-    return stock_cost(source.model, stock_model(source.model, smallest=to == "stock"))
+    stock = stock_model(source.model, smallest=to == "stock")
+    return stock_cost(copy.deepcopy(source.model).to(source.dtype), stock.to(source.dtype))
 
 
 def _notes(module: nn.Module, engine: Engine) -> tuple[str, ...]:
@@ -240,7 +242,9 @@ def _notes(module: nn.Module, engine: Engine) -> tuple[str, ...]:
 
 def _versions(engine: Engine) -> dict[str, str]:
     names = {name.partition(".")[0] for name in engine.packages} | {"torch", "transformers", "hf-mlprune"}
-    return {name: version(name) for name in sorted(names)}
+    # Some are installed under another name: onnxruntime-gpu.
+    installed = packages_distributions()
+    return {name: version(installed.get(name, [name])[0]) for name in sorted(names)}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import torch
 import transformers
 
 from ..encoders import inspect_encoder
@@ -21,14 +22,14 @@ def _write(smallest: bool, source: Source, folder: Path) -> Layers:
             "export: expected a transformers model for a folder of transformers, got one of "
             "sentence-transformers; pass the transformers model in it, model[0].model"
         )
-    stock_model(source.model, smallest=smallest).save_pretrained(folder)
+    stock_model(source.model, smallest=smallest).to(source.dtype).save_pretrained(folder)
     return {}
 
 
 def load_folder(folder: Path, threads: int) -> Runner:
     """What runs the model in a folder."""
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    model = getattr(transformers, name).from_pretrained(folder).eval()
+    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
     call = reference(Source(model, model, inspect_encoder(model), (), None))
 
     def run(inputs: Inputs) -> Outputs:

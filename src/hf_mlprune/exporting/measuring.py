@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from ..encoders import tokens_of
 from ..reports.latency import device_name
 from ..timing import interleave, using_threads
 from .engine import Runner
@@ -76,7 +77,7 @@ def measure(
             found.append(
                 ServingLatency(
                     batch=rows,
-                    length=int(next(iter(inputs.values())).shape[-1]) if "input_ids" in inputs else length,
+                    length=tokens_of(source.encoder) or inputs["input_ids"].shape[-1],
                     threads=threads,
                     processor=device_name(torch.device("cpu")),
                     seconds=dict(zip(names, timing.seconds, strict=True)),

@@ -125,7 +125,8 @@ def _pairs(logits: Any, labels: Any) -> list[tuple[Any, Any]]:
     pairs = list(zip(logits, labels, strict=True)) if several else [(logits, labels)]
     for scores, wanted in pairs:
         if (
-            isinstance(scores, tuple)
+            len({values.shape for _, values in pairs if not isinstance(values, tuple)}) > 1
+            or isinstance(scores, tuple)
             or isinstance(wanted, tuple)
             or not np.issubdtype(wanted.dtype, np.integer)
             or scores.shape[:-1] != wanted.shape

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..encoders import most_tokens
 from ..families import plain_config
 from ..kernels import onnxruntime as operator
 from .engine import Engine, Layers, Outputs, Runner
@@ -65,13 +66,19 @@ def write_graph(source: Source, folder: Path) -> Layers:
 
 
 def dynamic_shapes(source: Source, example: Inputs) -> dict[str, dict[int, Any]]:
-    """Axes of the inputs that may have any size: the first, and of tokens the last."""
+    """Axes of the inputs that may have any size: of images the first, of tokens all."""
     batch = torch.export.Dim("batch")
     if source.encoder.family.takes_images:
         return {name: {0: batch} for name in example}
-    most = source.encoder.family.config.config_fields.most_tokens(source.model.config)
+    # Stock models slice a table of positions even where these are relative only.
+    most = min(most_tokens(source.encoder), source.encoder.module.config.max_position_embeddings)
     sequence = torch.export.Dim("sequence", max=most)
-    return {name: {0: batch, tensor.dim() - 1: sequence} for name, tensor in example.items()}
+    # Between the two, the choices of a multiple-choice head.
+    choices = torch.export.Dim("choices")
+    return {
+        name: {0: batch, tensor.dim() - 1: sequence, **({1: choices} if tensor.dim() > 2 else {})}
+        for name, tensor in example.items()
+    }
 
 
 def layers_of(program: Any) -> Layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..encoders import Encoder, inspect_encoder, random_batch
-from ..families import FAMILIES, head_of
+from ..families import FAMILIES, head_of, read_config
 from ..files import find_file
 from ..modeling.block_sparse import BlockSparseLinear
 from .plain import replace_blocks
 from .pooling import WholeSpladePooling
+from .stock import CPU_ATTENTION
 
 Inputs = dict[str, Tensor]
 
@@ -36,10 +38,12 @@ class SentenceModel(nn.Module):
 
     Args:
         modules: its modules, the first of which holds the transformers model as ``model``.
+        features: the first so many are its embedding; ``None`` for all.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], features: int | None = None) -> None:
         super().__init__()
+        self.features = features
         self.parts = nn.ModuleList(
             WholeSpladePooling(part) if type(part).__name__ == "SpladePooling" else part for part in modules
         )
@@ -49,7 +53,7 @@ class SentenceModel(nn.Module):
         features: dict[str, Any] = dict(inputs)
         for part in self.parts:
             features = part(features)
-        return {"sentence_embedding": features["sentence_embedding"]}
+        return {"sentence_embedding": features["sentence_embedding"][..., : self.features]}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Source:
         encoder: its encoder.
         names: of the inputs.
         processor: tokenizer or image processor that makes them, if it is known.
+        dtype: of all weights of the user's model; float32 if they have several.
     """
 
     module: nn.Module
@@ -69,6 +74,7 @@ class Source:
     encoder: Encoder
     names: tuple[str, ...]
     processor: Any
+    dtype: torch.dtype = torch.float32
 
     def batch(self, rows: int, length: int) -> Inputs:
         """Random inputs; the middle row is padded from the middle on."""
@@ -90,18 +96,18 @@ class Source:
     def with_model(self, model: PreTrainedModel) -> Source:
         """The same around another transformers model of the same head."""
         if self.module is self.model:
-            return Source(model, model, inspect_encoder(model), self.names, self.processor)
+            return dataclasses.replace(self, module=model, model=model, encoder=inspect_encoder(model))
         module = copy.deepcopy(self.module)
         assert isinstance(module, SentenceModel)
         module.parts[0].model = model
-        return Source(module.eval(), model, inspect_encoder(model), self.names, self.processor)
+        return dataclasses.replace(self, module=module.eval(), model=model, encoder=inspect_encoder(model))
 
     def with_blocks_as(self, make: Callable[[BlockSparseLinear], nn.Module]) -> Source:
         """The same with another module in the place of every block-sparse layer."""
         module = copy.deepcopy(self.module)
         model = module if self.module is self.model else module.parts[0].model  # type: ignore[index, union-attr]
         replace_blocks(module, make)
-        return Source(module, model, self.encoder, self.names, self.processor)
+        return dataclasses.replace(self, module=module, model=model)
 
 
 def read_source(model: Any, processor: Any, given: Iterable[str] | None = None) -> Source:
@@ -111,12 +117,13 @@ def read_source(model: Any, processor: Any, given: Iterable[str] | None = None) 
         model: a transformers model of a known family, pruned or dense; a SentenceTransformer, SparseEncoder
             or CrossEncoder; or the folder or hub name of any of them.
         processor: tokenizer or image processor; that of the folder if left out.
-        given: names in the user's batches, of which the model then takes those it can; else those that its
-            processor makes.
+        given: names in the user's batches, of which the model then takes those it can, and a mask; else
+            those that its processor makes.
 
     Raises:
         TypeError: it is none of these, or still has masks.
-        ValueError: the folder holds something else.
+        ValueError: the folder or the batches hold something else.
+        FileNotFoundError: there is no such folder or model.
     """
     if processor is not None and not hasattr(processor, "save_pretrained"):
         raise TypeError(
@@ -143,7 +150,8 @@ def read_source(model: Any, processor: Any, given: Iterable[str] | None = None) 
         )
     plain = _plain_copy(model)
     encoder = inspect_encoder(plain)
-    return Source(plain, plain, encoder, _input_names(plain, encoder, processor, given), processor)
+    names = _input_names(plain, encoder, processor, given)
+    return Source(plain, plain, encoder, names, processor, _dtype_of(model))
 
 
 def _plain_copy(model: nn.Module) -> Any:
@@ -152,7 +160,16 @@ def _plain_copy(model: nn.Module) -> Any:
         # Autocast, which accelerate puts around the model that it trains.
         if vars(module).pop("_original_forward", None) is not None:
             vars(module).pop("forward", None)
+        if isinstance(module, PreTrainedModel):
+            if module.config._attn_implementation not in CPU_ATTENTION:
+                module.set_attn_implementation("sdpa")
+            module.config.return_dict = True
     return plain.cpu().float().eval()
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return found.pop() if len(found) == 1 else torch.float32
 
 
 def _load(source: str, processor: Any) -> tuple[Any, Any]:
@@ -172,7 +189,7 @@ def _load(source: str, processor: Any) -> tuple[Any, Any]:
         if kind not in kinds:
             raise ValueError(f"{sentences}: expected a model_type of {list(kinds)}, got {kind!r}")
         return getattr(sentence_transformers, kind)(source, device="cpu"), processor
-    config = AutoConfig.from_pretrained(source)
+    config = read_config(source, "model: expected a folder")
     classes = {
         kind.__name__: kind
         for family in FAMILIES
@@ -208,12 +225,19 @@ def _sentence_source(model: Any, processor: Any, given: Iterable[str] | None) ->
     kind = type(model).__name__
     if kind == "CrossEncoder":
         return read_source(model.model, processor, given)
-    module = SentenceModel(_plain_copy(model)).eval()
-    inner = module.parts[0].model
-    if not isinstance(inner, PreTrainedModel) or head_of(inner) is None:
+    first = next(iter(model))
+    if not isinstance(getattr(first, "model", None), PreTrainedModel) or head_of(first.model) is None:
         raise TypeError(
-            f"{kind}: expected a transformers model of a known family in it, got {type(inner).__name__}"
+            f"{kind}: expected a transformers model of a known family in its first module, got "
+            f"{type(first).__name__}"
         )
+    if getattr(model, "max_active_dims", None) is not None:
+        raise TypeError(
+            f"{kind}: expected one that keeps all of its dimensions, got max_active_dims="
+            f"{model.max_active_dims}, which an engine cannot cut to; set it to None and cut what is served"
+        )
+    module = SentenceModel(_plain_copy(model), getattr(model, "truncate_dim", None)).eval()
+    inner: Any = module.parts[0].model
     encoder = inspect_encoder(inner)
     return Source(module, inner, encoder, _input_names(inner, encoder, processor, given), processor)
 
@@ -229,18 +253,26 @@ def _input_names(
     if processor is not None:
         wanted = processor.model_input_names
     taken = inspect.signature(model.forward).parameters
-    names = tuple(name for name in wanted if name in taken and (given is None or name in set(given)))
-    if "input_ids" not in names:
-        raise ValueError(f"data: expected batches with {list(wanted)}, got {sorted(given or ())}")
-    return names
+    names = tuple(name for name in wanted if name in taken)
+    if given is None:
+        return names
+    # Without a mask, padding would count in what is served.
+    used = {*given, "attention_mask"}
+    if "input_ids" not in used:
+        raise ValueError(f"data: expected batches with {list(wanted)}, got {sorted(given)}")
+    return tuple(name for name in names if name in used)
 
 
 def inputs_of(batch: Mapping[str, Any], names: Sequence[str]) -> Inputs:
     """Those of a batch that a model reads, as tensors of the types that engines take, on the CPU.
 
+    Without a mask all tokens count, as in transformers.
+
     Raises:
         ValueError: one is missing.
     """
+    if "input_ids" in batch:
+        batch = {"attention_mask": torch.ones_like(torch.as_tensor(batch["input_ids"])), **batch}
     missing = [name for name in names if name not in batch]
     if missing:
         raise ValueError(f"data: expected batches with {list(names)}, got one with {sorted(batch)}")

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from ..costs import FFN_POINTS, measure_times
-from ..encoders import Encoder, inspect_encoder
+from ..encoders import Encoder, inspect_encoder, tokens_of
 from ..files import write_json
 from ..latency_table import table_to_json
 from ..timing import using_threads
+from ..values import check_whole_number
 from . import export, source
 from .engine import check_installed
 
@@ -47,11 +48,15 @@ def measure_table(
         JSON form, as ``latency_table=`` reads it from a file.
 
     Raises:
-        ValueError: the engine is not known.
+        ValueError: the engine is not known, or a number is below 1; see
+            :func:`~hf_mlprune.costs.measure_times`.
         ImportError: it is not installed.
     """
     if engine not in NAMES:
         raise ValueError(f"engine: expected one of {NAMES}, got {engine!r}")
+    counts = {"batch": batch, "length": length, "threads": threads, "ffn_points": ffn_points}
+    for name, value in counts.items():
+        check_whole_number(name, value, at_least=1)
     encoder = inspect_encoder(model)
     with using_threads(threads), tempfile.TemporaryDirectory() as folder:
         make = None
@@ -59,7 +64,14 @@ def measure_table(
             check_installed(export.ENGINES[engine].packages)
             make = partial(in_engine, encoder, engine, threads, Path(folder))
         tables = measure_times(encoder, batch, length, make, ffn_points)
-    return table_to_json(tables, encoder, engine=engine, batch=batch, length=length, threads=threads)
+    return table_to_json(
+        tables,
+        encoder,
+        engine=engine,
+        batch=batch,
+        length=tokens_of(encoder) or length,
+        threads=threads,
+    )
 
 
 def in_engine(

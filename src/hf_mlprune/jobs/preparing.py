@@ -159,11 +159,8 @@ def load_tokenizer(source: str, task: Task) -> Any:
 
 def longest_row(max_length: int | None, task: Task, tokenizer: Any, config: Any) -> int:
     """Tokens at which examples are cut: those asked for, or the task's; at most what the model takes."""
-    most = [max_length or task.max_length, tokenizer.model_max_length]
-    if getattr(config, "position_biased_input", True):
-        # DeBERTa's positions may be relative only.
-        most.append(_family_of(config).config.config_fields.most_tokens(config))
-    return int(min(most))
+    most = _family_of(config).config.config_fields.most_tokens(config)
+    return int(min(max_length or task.max_length, tokenizer.model_max_length, most))
 
 
 def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:

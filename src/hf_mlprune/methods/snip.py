@@ -173,6 +173,9 @@ def bound_spectral_norms(stage: Stage, share: float) -> None:
     for gate, owned in found:
         for first, each in zip(gate.get_buffer("spectral_start"), owned, strict=False):
             bound = first + share * (torch.minimum(medians[each.name], first) - first)
+            if not each.weight.requires_grad:
+                # Frozen by the user.
+                continue
             # A matrix of zeros has no norm to bound.
             each.weight.div_(
                 (spectral_norm(each.weight) / bound.clamp(min=1e-12)).clamp(min=1).to(each.weight)

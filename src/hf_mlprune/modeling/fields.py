@@ -68,6 +68,9 @@ class ConfigFields:
 
     def most_tokens(self, config: Any) -> int:
         """Tokens of the longest sequence that a model can take."""
+        if not getattr(config, "position_biased_input", True):
+            # DeBERTa's positions may be relative only.
+            return BOUNDS["max_position_embeddings"][1]
         most: int = config.max_position_embeddings
         return most - (config.pad_token_id or 0) - 1 if self.positions_behind_padding else most
 

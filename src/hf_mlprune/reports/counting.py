@@ -9,7 +9,7 @@ from torch import nn
 from ..budgets.multiply_adds import attention_multiply_adds
 from ..budgets.weights import block_weights
 from ..config import PruningConfig
-from ..encoders import Encoder, inspect_encoders, tokens_of
+from ..encoders import Encoder, inspect_encoders, usual_length
 from ..families import known_encoders
 from ..kernels import explain
 from ..masked import MaskedLinear
@@ -37,15 +37,16 @@ def report(
         shrunk: what :func:`~hf_mlprune.shrink` said of it, if it was shrunk just now.
         latency: what :func:`~hf_mlprune.reports.latency.measure_latency` found.
         settings: of the run that pruned it.
-        length: tokens of the sequence that multiply-adds are counted for; 128, or those of an image. Local
-            attention is counted in full, as torch computes it.
+        length: tokens of the sequence that multiply-adds are counted for; 128 (or the most that the model
+            takes) or those of an image, if left out. Local attention is counted in full, as torch
+            computes it.
         predicted_speedup: by the table of times of the run.
 
     Raises:
         TypeError: the model is of no known family.
     """
     encoders = reported_encoders(model)
-    length = length or tokens_of(encoders[0]) or 128
+    length = length or usual_length(encoders[0])
     layers = tuple(
         _layer_report(encoder, index) for encoder in encoders for index in range(len(encoder.layers))
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..editing import restored
 from ..encoders import Encoder, random_batch, stock_encoder, tokens_of
-from ..timing import interleave
+from ..timing import interleave, synchronize
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def measure_latency(
 
     def call(network: nn.Module) -> None:
         network(**inputs)
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
+        synchronize(module.device)
 
     try:
         dense = stock_encoder(encoder).to(module.device, module.dtype).eval()

@@ -66,7 +66,7 @@ class StructuredStage(Stage):
     def fit(self, priorities: Sequence[Tensor], share: float, *, final: bool) -> list[Tensor]:
         """See :meth:`Stage.fit`; where ``final``, gates are landed on widths that pay.
 
-        One site takes the rest of a budget of weights, so that it is met to one unit all the same.
+        One site takes the rest of a budget that has one, so that it is met to one unit all the same.
         """
         keep = super().fit(priorities, share, final=final)
         available = self.available()
@@ -117,7 +117,7 @@ class StructuredStage(Stage):
 
         while any(grow(index, to_next_group(index)) for index in by_next_priority(grouped)):
             pass
-        rest = by_next_priority(grouped) if self.state.config.target[0] == "density" else []
+        rest = by_next_priority(grouped) if self.budget.takes_rest else []
         for index in rest + by_next_priority([i for i in range(len(counts)) if rest or i not in pays]):
             while grow(index, 1):
                 pass
@@ -136,9 +136,13 @@ class StructuredStage(Stage):
         """Cost if each gate keeps so many units."""
         return float(self.budget.layer_costs(self.widths_of(counts)).sum())
 
+    def kept_cost(self) -> float:
+        """Cost under the present masks."""
+        return self.cost_of([int(gate.keep.sum()) for gate in self.gates])
+
     def kept_share(self) -> float:
         """Cost under the present masks, as a share of the dense layers'."""
-        return self.cost_of([int(gate.keep.sum()) for gate in self.gates]) / self.total
+        return self.kept_cost() / self.total
 
     def weights(self) -> int:
         """See :meth:`Stage.weights`."""
