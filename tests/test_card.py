@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetInfo
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, report, shrink
@@ -282,6 +282,17 @@ def test_what_somebody_wrote_stays_and_drafts_do_not():
     assert named_card(code, "me/x", "density-0.5") == 'A.from_pretrained("me/x", subfolder="density-0.5")'
     assert pushed_card("# My own words", ours) == "# My own words"
     assert pushed_card(f"{CARD_MARK} old", ours) == ours
+
+
+def test_metrics_do_not_go_with_other_weights_than_theirs(trained, tmp_path):
+    source = trained[1] / "model"
+    other = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=5, ignore_mismatched_sizes=True
+    )
+    for name, model in (("head", other), ("encoder", AutoModel.from_pretrained(source))):
+        model.save_pretrained(tmp_path / name)
+        assert not (tmp_path / name / "README.md").exists()
+        assert (tmp_path / name / "pruning_report.json").is_file()
 
 
 def test_the_card_of_a_model_that_is_loaded_again_is_what_it_was(trained, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,34 @@ def test_errors_are_said_in_one_line(words, message, small, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", "expected .* with a config.json that can be read, got"),
+        ("model.safetensors", "x", "error: "),
+    ],
+)
+def test_damaged_models_are_said_in_one_line(file, content, message, small, tmp_path):
+    shutil.copytree(small / "_dense", tmp_path / "dense")
+    (tmp_path / "dense" / file).write_text(content)
+    (tmp_path / "data.csv").write_text("text,label\n" + "a b,x\nc d,y\n" * 20)
+    said = run(
+        "prune", tmp_path / "dense", "--data", tmp_path / "data.csv", "--out", tmp_path / "out", code=1
+    )
+    assert re.search(message, " ".join(said.split())), said
+    assert "Traceback" not in said
+
+
+def test_names_with_brackets_are_no_markup(small, tmp_path):
+    (tmp_path / "p[").mkdir()
+    run("report", small, "--html", tmp_path / "p[" / "b].html")
+    assert (tmp_path / "p[" / "b].html").is_file()
+
+
 def test_wrong_words_are_usage_errors():
+    assert "expected a once" in run(
+        "prune", "x", "--data", "d", "--out", "o", "--column", "a=1", "--column", "a=2", code=2
+    )
     assert "NAME=VALUE" in run("prune", "x", "--data", "d", "--out", "o", "--set", "density", code=2)
     assert "expected JSON behind levels=" in run(
         "prune", "x", "--data", "d", "--out", "o", "--set", "levels=[1", code=2

@@ -188,6 +188,29 @@ def test_what_a_killed_process_left_is_not_in_the_way(tmp_path):
     assert_same_outputs(model, AutoModelForSequenceClassification.from_pretrained(tmp_path), make_batch())
 
 
+@pytest.mark.parametrize("given", [{"variant": "fp16"}, {"state_dict": {}}])
+def test_other_weights_than_its_own_are_not_pushed(given, tmp_path):
+    with pytest.raises(ValueError, match="with push_to_hub, which uploads the model as it is"):
+        pruned_model().save_pretrained(tmp_path / "small", push_to_hub=True, **given)
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_folder_behind_a_link_is_written_whole(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for text in ("1", "2"):
+        write_folder(tmp_path / "link", lambda folder, text=text: (folder / "a").write_text(text))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "a").read_text() == "2"
+
+
+def test_a_model_half_replaced_in_a_subfolder_is_refused(tmp_path):
+    pruned_model().save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / WHOLE).mkdir()
+    with pytest.raises(ValueError, match="a process died while it saved a model here"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, subfolder="a")
+
+
 def test_variants_live_side_by_side_and_replace_their_own(tmp_path):
     first, second = pruned_model(0), pruned_model(0)
     with torch.no_grad():

@@ -323,6 +323,8 @@ def test_columns_that_nobody_could_know_are_asked_for():
         ({"settings": {"density": 0.01}}, "density 0.01 cannot be reached"),
         ({"settings": {"targets": [0.6, 0.4]}}, "for each of 2 targets, 40 in all, got 24"),
         ({"task": "regression"}, "data: expected numbers in the column 'topic' for regression"),
+        ({"task": "regression", "columns": {"text": "review", "label": "same"}},
+         "data: expected at least two different numbers in train"),
         ({"task": "token-classification", "columns": {"tokens": "review", "label": "topic"}},
          "data: expected lists in the column 'review', one entry per word, got str"),
     ],
@@ -331,7 +333,7 @@ def test_data_that_do_not_fit_a_task_are_refused_before_any_work(change, message
     # Every row another text: 1,200 of them are no classes.
     rows = rows_of(1200)
     for index, row in enumerate(rows):
-        row |= {"number": index / 7, "hole": None if index % 3 == 0 else row["topic"]}
+        row |= {"number": index / 7, "same": 1.5, "hole": None if index % 3 == 0 else row["topic"]}
     data = write(rows, tmp_path / "mine.csv")
     with pytest.raises(ValueError, match=message):
         prune(job_of(tiny_bert, tmp_path, data, **change))

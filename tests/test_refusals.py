@@ -16,6 +16,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     DebertaConfig,
+    DPRConfig,
+    DPRQuestionEncoder,
     GPT2Config,
     MixtralConfig,
     T5Config,
@@ -119,6 +121,23 @@ def test_numbers_of_numpy_are_numbers():
     assert (config.minimum_units, config.exclude, type(config.density)) == (2, (0,), float)
     with pytest.raises(ValueError, match="minimum_units: expected a whole number from 0 up, got -1"):
         PruningConfig.create(0.5, minimum_units=np.int64(-1))
+
+
+def test_a_stock_class_around_an_encoder_that_no_class_could_load():
+    model = DPRQuestionEncoder(DPRConfig(**make_config().to_dict()))
+    with pytest.raises(TypeError, match="got DPRQuestionEncoder, whose pruned checkpoint could not"):
+        attach(model, PruningConfig.create(0.5))
+
+
+@pytest.mark.parametrize("settings", [{"speedup": 2}, {"density": 0.2, "levels": ("blocks",)}])
+def test_a_density_between_needs_both_steps(settings):
+    with pytest.raises(ValueError, match="structured_density: has no effect here, it needs blocks"):
+        PruningConfig.create(**settings, structured_density=0.5)
+
+
+def test_a_preset_that_is_no_name():
+    with pytest.raises(ValueError, match=r"preset: expected one of .* got \['paper'\]"):
+        PruningConfig.create(0.2, preset=["paper"])
 
 
 def test_settings_without_density():

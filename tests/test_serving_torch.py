@@ -366,6 +366,19 @@ QUERIES = {
 }
 
 
+def test_adapters_of_transformers_are_saved_beside_the_model(tmp_path):
+    model, batch = make_pruned("rows", "bert"), make_batch()
+    model.save_pretrained(tmp_path / "model")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    expected = outputs(model, batch)["logits"]
+    for folder in (tmp_path / "adapter", tmp_path / "model"):
+        model.save_pretrained(folder)
+        assert (folder / "adapter_model.safetensors").is_file()
+        assert not list(folder.glob("_*"))
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(outputs(loaded, batch)["logits"], expected)
+
+
 # peft asks transformers by a name that is on its way out.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(("kind", "family"), LORA_CASES, ids=lambda part: part)

@@ -71,7 +71,7 @@ def _check_loadable(model: nn.Module) -> None:
     if not type(model).__module__.startswith("transformers.") or head_of(model) is not None:
         return
     for _, family, encoder in known_encoders(model):
-        if isinstance(model, PreTrainedModel) and model is not encoder and model.base_model is encoder:
+        if isinstance(model, PreTrainedModel) and model is not encoder and model.config is encoder.config:
             heads = [head.stock.__name__ for head in family.heads]
             raise TypeError(
                 f"expected one of {heads}, got {type(model).__name__}, whose pruned checkpoint could not "

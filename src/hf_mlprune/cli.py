@@ -146,7 +146,7 @@ def report(
         found = read_folder(folder)
         if html is not None:
             write_page(found, html)
-            err.print(f"written: {html}")
+            err.print(f"written: {escape(str(html))}")
         if as_json:
             show(found.report.to_dict(), as_json=True)
         elif html is None:
@@ -198,7 +198,7 @@ def plot(
         from .reports.plot import write_plot
 
         write_plot(read_folder(folder), file)
-        err.print(f"written: {file}")
+        err.print(f"written: {escape(str(file))}")
 
 
 @app.command()
@@ -247,7 +247,7 @@ def export(
             show(found.to_dict(), as_json=True)
         else:
             out.print(escape(str(found)))
-            err.print(f"written: {target}")
+            err.print(f"written: {escape(str(target))}")
 
 
 @app.command()

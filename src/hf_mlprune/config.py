@@ -136,7 +136,7 @@ class PruningConfig:
         Raises:
             ValueError: an unknown preset or setting, a value out of its range, or one without effect.
         """
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}")
         targets = settings.get("targets")
         named = density is not None or any(settings.get(name) is not None for name in BUDGETS)
@@ -208,9 +208,8 @@ class PruningConfig:
         check_block_shape(self.block_shape)
         check_places(self.exclude, self.encoder)
         check_choices("block_teacher", (self.block_teacher,), BLOCK_TEACHERS)
-        if self.structured_density is not None:
+        if self.structured_density is not None and self.density is not None:
             check_fraction("structured_density", self.structured_density, zero=False)
-            assert self.density is not None
             if self.structured_density < self.density:
                 raise ValueError(
                     f"structured_density: expected at least density={self.density}, "
@@ -267,7 +266,8 @@ class PruningConfig:
             )
         timed = BUDGETS[target] is TimeBudget
         for needed, is_met, names in (
-            ("the level 'blocks'", self.blocks, ("structured_density", "block_shape")),
+            ("the level 'blocks'", self.blocks, ("block_shape",)),
+            ("blocks after heads or rows", self.blocks and self.structured, ("structured_density",)),
             ("the level 'rows'", "rows" in self.levels, ("row_sites",)),
             ("speedup= or latency=", timed, ("batch", "threads", "latency_table")),
             ("speedup=, latency= or multiply_adds=", timed or target == "multiply_adds", ("length",)),

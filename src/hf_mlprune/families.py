@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -128,10 +129,15 @@ def read_config(name: str, expected: str) -> Any:
 
     Raises:
         FileNotFoundError: there is neither.
+        ValueError: there is a folder whose config cannot be read.
     """
     try:
         return AutoConfig.from_pretrained(name)
     except OSError as error:
+        if Path(name).is_dir():
+            raise ValueError(
+                f"{expected} with a config.json that can be read, got {name!r} ({error})"
+            ) from error
         raise FileNotFoundError(
             f"{expected}, or a name of the hub, got {name!r}: there is none, and the hub cannot be reached "
             "or has none of this name"

@@ -69,6 +69,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: it could not be written; what was there before is untouched.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not by process number: in containers it repeats, and what a killed process left would be in the way.
     partial = path.with_name(f"{path.name}.partial-{uuid4().hex}")

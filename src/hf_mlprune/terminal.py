@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 from transformers.utils import is_datasets_available
 from transformers.utils import logging as transformers_logging
 
@@ -20,6 +22,16 @@ out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
 #: Exit codes: of an error that is said in words, and of Ctrl-C.
 FAILED, INTERRUPTED = 1, 130
+#: Of this package and those below it, what a user can mend.
+SAID_IN_WORDS = (
+    ValueError,
+    TypeError,
+    OSError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
         err.print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        in_words = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
+        in_words = isinstance(error, SAID_IN_WORDS)
         # Of the network: the hub's library uses now this, now that one, and they share no class of errors.
         of_network = type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
         if traceback or not (in_words or of_network):
@@ -46,7 +58,7 @@ def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
 
 def be_quiet() -> None:
     """Leave the terminal to the command: other libraries log errors only, without bars."""
-    for name in (None, "onnxruntime", "torch.onnx"):
+    for name in (None, "huggingface_hub", "onnxruntime", "torch.onnx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -84,6 +96,8 @@ def _named(given: list[str] | None, option: str) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
+        if name in found:
+            raise typer.BadParameter(f"expected {name} once, got it twice", param_hint=option)
         found[name] = value
     return found
 

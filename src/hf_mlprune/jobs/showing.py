@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from .job import JobReport
@@ -31,9 +32,10 @@ def summary(found: JobReport) -> Group:
             "note: the pruned model is better because it was trained for longer; the dense one has not "
             "learned all it can. Raise --fine-tune-epochs for a better teacher and a fair comparison"
         )
+    folder = escape(str(found.out))
     return Group(
         table,
         *notes,
-        f"written: {found.out}",
-        f"next: hf-mlprune report {found.out} --html report.html, hf-mlprune export {found.out} --out onnx",
+        f"written: {folder}",
+        f"next: hf-mlprune report {folder} --html report.html, hf-mlprune export {folder} --out onnx",
     )

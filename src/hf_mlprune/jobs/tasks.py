@@ -177,12 +177,19 @@ class Regression(TextClassification):
                     f"{self.columns['label']!r}; take them out"
                 )
         try:
-            return data.cast_column(self.columns["label"], Value("float32"))
+            data = data.cast_column(self.columns["label"], Value("float32"))
         except Exception as error:
             raise ValueError(
                 f"data: expected numbers in the column {self.columns['label']!r} for regression, got others "
                 f"({error})"
             ) from error
+        for name, rows in data.items():
+            if len(set(rows[self.columns["label"]])) < 2:
+                raise ValueError(
+                    f"data: expected at least two different numbers in {name}, whose correlation with the "
+                    f"model's can be measured, got {len(rows)} rows with one in {self.columns['label']!r}"
+                )
+        return data
 
     def model_arguments(self) -> dict[str, Any]:
         """See :meth:`Task.model_arguments`."""
@@ -191,6 +198,9 @@ class Regression(TextClassification):
     def compute_metrics(self, found: Any) -> dict[str, float]:
         """Correlations x 100, of ranks and of values."""
         predicted = logits_of(found).squeeze(-1)
+        if np.ptp(predicted) == 0:
+            # Nothing correlates with a constant.
+            return dict.fromkeys(self.metrics, 0.0)
         return {
             "spearman": 100 * float(spearmanr(predicted, found.label_ids).statistic),
             "pearson": 100 * float(pearsonr(predicted, found.label_ids).statistic),

@@ -244,10 +244,10 @@ def write_checkpoint(
     partial.mkdir(parents=True)
     try:
         write(partial)
+        make_readable(partial, partial / "config.json")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    make_readable(partial, partial / "config.json")
     partial.replace(whole)
     names = sorted(path.name for path in whole.iterdir())
     for name in names:

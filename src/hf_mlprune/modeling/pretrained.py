@@ -112,7 +112,7 @@ def check_files(
         ValueError: a file is damaged, or does not belong to the others.
         OSError: there are no weights of safetensors.
     """
-    check_whole(Path(source))
+    check_whole(Path(source) / (kwargs.get("subfolder") or ""))
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = kwargs.get("config")
     if not isinstance(config, model_class.config_class):
@@ -221,11 +221,13 @@ class PrunedMixin(PreTrainedModel):
         check_fingerprint(encoder, structure)
         check_loaded(encoder_layers(encoder, dense.layout), structure, dense)
         if source is not None and Path(source).is_dir():
-            model._read_notes(Path(source) / kwargs.get("subfolder", ""))
+            # Of other weights the card would show metrics that are not theirs.
+            same = cls.__name__ in (config.architectures or ()) and not info["mismatched_keys"]
+            model._read_notes(Path(source) / kwargs.get("subfolder", ""), with_card=same)
         return (model, info) if output_loading_info else model
 
-    def _read_notes(self, folder: Path) -> None:
-        """Take over a folder's report and card, so that they are saved again with the model."""
+    def _read_notes(self, folder: Path, *, with_card: bool) -> None:
+        """Take over a folder's report, and card if wanted, so that they are saved again with the model."""
         report, card = folder / REPORT_FILE, folder / "README.md"
         if report.is_file():
             try:
@@ -234,7 +236,7 @@ class PrunedMixin(PreTrainedModel):
                 raise ValueError(
                     f"{report}: expected JSON ({error!r:.200}); restore it, or delete it"
                 ) from None
-        if card.is_file():
+        if with_card and card.is_file():
             text = card.read_text(encoding="utf-8", errors="replace")
             self.pruning_card = text if CARD_MARK in text else None
 
@@ -248,13 +250,21 @@ class PrunedMixin(PreTrainedModel):
 
         Raises:
             OSError: the folder cannot be written; what was there before is untouched.
+            ValueError: other weights than the model's own are to be pushed.
         """
         names = list(inspect.signature(PreTrainedModel.save_pretrained).parameters)[3:]
         kwargs |= dict(zip(names, args, strict=False))
-        if not is_main_process:
+        # Of a model with adapters, transformers writes only these.
+        if not is_main_process or getattr(self, "_hf_peft_config_loaded", False):
             super().save_pretrained(save_directory, is_main_process, **kwargs)
             return
         push = kwargs.pop("push_to_hub", False)
+        for name in ("variant", "state_dict"):
+            if push and kwargs.get(name) is not None:
+                raise ValueError(
+                    f"save_pretrained: expected no {name} with push_to_hub, which uploads the model as it "
+                    "is; save it, then upload the folder with huggingface_hub"
+                )
         hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         folder = Path(save_directory)
 
