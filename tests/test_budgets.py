@@ -461,7 +461,7 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
     [
         ({"length": 8}, "latency_table: expected length 16, got 8 in"),
         ({"layers": 3}, "latency_table: expected layers 2, got 3 in"),
-        ({"hidden_size": 64}, "latency_table: expected hidden_size 32, got 64 in"),
+        ({"hidden_size": 32}, "latency_table: expected hidden_size 64, got 32 in"),
         ({"length": "a", "hidden_size": None}, "latency_table: expected length 16, got 'a' in"),
         (
             {"nanoseconds": {"rest_time": {"a": 1}}},
