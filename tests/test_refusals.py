@@ -61,7 +61,7 @@ from support.training import make_trainer, training_arguments
         ({"density": 0.2, "preset": "papr"}, r"preset: expected one of \['default', 'paper'\], got 'papr'"),
         (
             {"density": 0.2, "structured_density": 0.5},
-            "structured_density: has no effect here, it needs the level",
+            "structured_density: has no effect here, it needs blocks after",
         ),
         (
             {"density": 0.2, "block_shape": (8, 8)},
