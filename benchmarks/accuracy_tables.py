@@ -27,6 +27,8 @@ Line = dict[str, Any]
 USUAL_DENSITY = 0.2
 #: Of fields in a plot.
 COLUMNS = 3
+#: Of methods in a plot, for each ten that share the same colours.
+MARKERS = ("o", "^", "s")
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
                     xs,
                     ys,
                     [cell.error or 0 for cell in points],
-                    marker="o",
+                    marker=MARKERS[methods.index(method) // 10],
                     label=method,
                     color=f"C{methods.index(method)}",
                 )
