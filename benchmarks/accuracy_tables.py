@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,6 @@ class Cell:
         error: standard error of that mean; ``None`` of a single seed.
         seeds: how many.
         density: mean share of encoder weights in the file.
-        speedup: median of the latency over dense.
     """
 
     metric: float
@@ -49,7 +48,6 @@ class Cell:
     error: float | None
     seeds: int
     density: float
-    speedup: float
 
 
 def cells(lines: Iterable[Line], model: str) -> dict[tuple[str, float, int, str], Cell]:
@@ -68,25 +66,40 @@ def _cell(group: Sequence[Line], dense: dict[tuple[str, int], Line]) -> Cell:
     changes = [line["metric"] - dense[line["task"], line["seed"]]["metric"] for line in group]
     error = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else None
     mean = {name: statistics.fmean(line[name] for line in group) for name in ("metric", "density")}
-    speedup = statistics.median(line["latency_ratio"] for line in group)
-    return Cell(mean["metric"], statistics.fmean(changes), error, len(group), mean["density"], speedup)
+    return Cell(mean["metric"], statistics.fmean(changes), error, len(group), mean["density"])
+
+
+def speedups(lines: Iterable[Line], model: str) -> dict[tuple[str, float], float]:
+    """Of one model: method, density asked for -> median speed over dense, of all tasks and seeds.
+
+    Ratios differ from machine to machine. So only those of the machine with the most runs count; a method
+    that did not run there has none.
+    """
+    mine = [line for line in lines if line["model"] == model and line["settings"] == "{}"]
+    machines = Counter(line["machine"]["processor"] for line in mine)
+    groups = defaultdict(list)
+    for line in mine:
+        if line["machine"]["processor"] == machines.most_common(1)[0][0]:
+            groups[line["method"], line["target_density"]].append(line["latency_ratio"])
+    return {key: statistics.median(group) for key, group in groups.items()}
 
 
 def main_table(lines: Iterable[Line], model: str) -> str:
     """Methods x tasks: the dense metric, and what the others lose or win against it."""
-    found = cells(lines, model)
+    lines = list(lines)
+    found, speeds = cells(lines, model), speedups(lines, model)
     rows = sorted({key[:3] for key in found}, key=lambda row: (METHODS.index(row[0]), -row[1], row[2]))
     tasks = [task for task in TASKS if any(key[3] == task for key in found)]
     head = ["method", "weights", "speed", *tasks]
     body = []
     for row in rows:
         mine = {task: found[*row, task] for task in tasks if (*row, task) in found}
-        method, _, more = row
+        method, density, more = row
         share = 100 * statistics.fmean(cell.density for cell in mine.values())
-        speed = statistics.median(cell.speedup for cell in mine.values())
+        speed = f"{speeds[method, density]:.1f}x" if (method, density) in speeds else ""
         name = method if more == 1 else f"{method}, {more}x the steps"
         shown = [_shown(mine.get(task), is_dense=method == "dense") for task in tasks]
-        body.append([name, f"{share:.0f} %", f"{speed:.1f}x", *shown])
+        body.append([name, f"{share:.0f} %", speed, *shown])
     return markdown(head, body)
 
 
@@ -208,7 +221,10 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
     """
     import matplotlib.pyplot as plt  # only to draw
 
-    found = cells(lines, model)
+    lines = list(lines)
+    found, speeds = cells(lines, model), speedups(lines, model)
+    if across == "speedup":
+        found = {key: cell for key, cell in found.items() if key[:2] in speeds}
     tasks = [task for task in TASKS if any(key[3] == task for key in found)]
     methods = [method for method in METHODS if any(key[0] == method for key in found)]
     columns = min(COLUMNS, len(tasks))
@@ -220,18 +236,14 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
         axis.set_axis_off()
     for axis, task in zip(axes.flat, tasks, strict=False):
         for method in methods:
-            points = [cell for key, cell in found.items() if (key[0], key[2], key[3]) == (method, 1, task)]
-            points.sort(key=lambda cell: getattr(cell, across))
+            points = sorted(
+                (speeds[key[:2]] if across == "speedup" else cell.density, cell.change, cell.error or 0)
+                for key, cell in found.items()
+                if (key[0], key[2], key[3]) == (method, 1, task)
+            )
             if points:
-                xs, ys = ([getattr(cell, name) for cell in points] for name in (across, "change"))
-                if method in DENSE and across == "speedup":
-                    # One shape, whatever the task: what was measured beside the others is noise.
-                    same = [cell.speedup for key, cell in found.items() if key[0] == method]
-                    xs = [statistics.median(same)]
                 axis.errorbar(
-                    xs,
-                    ys,
-                    [cell.error or 0 for cell in points],
+                    *zip(*points, strict=True),
                     marker=MARKERS[methods.index(method) // 10],
                     label=method,
                     color=f"C{methods.index(method)}",

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, report, shrink
-from hf_mlprune.modeling.cards import CARD_MARK, named_card, pushed_card
+from hf_mlprune.modeling.cards import CARD_MARK, is_ours, named_card, pushed_card, sealed
 from hf_mlprune.reports.card import CardFacts, model_card, task_of
 from hf_mlprune.reports.evaluation import Evaluations, find_evaluations
 from hf_mlprune.reports.latency import Latency, processor_name
@@ -282,6 +282,47 @@ def test_what_somebody_wrote_stays_and_drafts_do_not():
     assert named_card(code, "me/x", "density-0.5") == 'A.from_pretrained("me/x", subfolder="density-0.5")'
     assert pushed_card("# My own words", ours) == "# My own words"
     assert pushed_card(f"{CARD_MARK} old", ours) == ours
+
+
+def test_a_card_of_ours_that_somebody_edited_is_theirs():
+    data = "---\ntags:\n- a\nmodel-index:\n- name: old\n  results: []\n---\n\n"
+    old = sealed(f"{data}{CARD_MARK}\n\n# old\n\nPruned.\n")
+    new = sealed(f"---\ntags:\n- a\n---\n\n{CARD_MARK}\n\n# new\n")
+    assert sealed(old) == old
+    named = named_card(sealed(f'{CARD_MARK}\n\nload "this-repository"\n'), "me/x")
+    assert '"me/x"' in named
+    for ours in (old, named, old.replace("\n", "\r\n"), old.rstrip(), f"{CARD_MARK} of an earlier version"):
+        assert is_ours(ours)
+        assert "# new" in pushed_card(ours, new)
+    edits = {
+        "a word": old.replace("Pruned.", "Pruned by me."),
+        "a section at the end": f"{old}\n## Limits\n\nNone.\n",
+        "a section at the beginning": old.replace("# old", "My model.\n\n# old"),
+        "with a name afterwards": named_card(old.replace("Pruned.", "Mine."), "me/x"),
+    }
+    for edited in edits.values():
+        assert not is_ours(edited)
+        assert pushed_card(edited, new) == edited
+    # Above the mark others write, too; what they add there stays, what described the old model goes.
+    licensed = old.replace("tags:\n", "license: mit\ntags:\n", 1)
+    assert is_ours(licensed)
+    pushed = ModelCard(pushed_card(licensed, new))
+    assert (pushed.data.license, pushed.data.eval_results) == ("mit", None)
+    assert is_ours(pushed_card(licensed, new))
+
+
+def test_a_save_leaves_a_card_that_somebody_edited(trained, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(trained[1] / "model")
+    model.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    written = card.read_text(encoding="utf-8")
+    assert is_ours(written)
+    card.write_text(written + "\nUse it with care.\n", encoding="utf-8")
+    model.save_pretrained(tmp_path)
+    assert card.read_text(encoding="utf-8").endswith("Use it with care.\n")
+    # A model that is loaded from there has it, too.
+    AutoModelForSequenceClassification.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8").endswith("Use it with care.\n")
 
 
 def test_metrics_do_not_go_with_other_weights_than_theirs(trained, tmp_path):

@@ -361,6 +361,33 @@ def test_another_preset_brings_its_own_values(tmp_path):
     assert other.pruning == PruningConfig.create(0.2).to_dict()
 
 
+@pytest.mark.parametrize(
+    ("stored", "settings"),
+    [
+        ({"speedup": 2.0, "batch": 4, "length": 32}, {"density": 0.4}),
+        ({"speedup": 2.0, "batch": 4, "length": 32}, {"targets": [0.5, 0.4]}),
+        ({"multiply_adds": 0.5, "length": 32}, {"size": "1 MB"}),
+        (
+            {"density": 0.2, "levels": ["heads", "blocks"], "block_shape": [8, 8], "structured_density": 0.4},
+            {"levels": ["heads"]},
+        ),
+        ({"density": 0.2, "row_sites": ["fc1"]}, {"levels": ["heads"]}),
+        ({"density": 0.2, "method": "group-lasso", "lasso_weight": 1e-3}, {"method": "snip"}),
+        ({"density": 0.2, "method": "mlpruning", "lambda_max": 3.0}, {"method": "fisher"}),
+    ],
+    ids=lambda case: ",".join(case),
+)
+def test_stored_settings_without_effect_beside_new_ones_go(stored, settings, tmp_path):
+    PrunableBertConfig(**stored, stall_steps=7).save_pretrained(tmp_path)
+    changed = PrunableBertConfig.from_pretrained(tmp_path, **settings)
+    targets = {name: value for name, value in stored.items() if name == "density"}
+    expected = PruningConfig.create(**{**targets, **settings, "stall_steps": 7})
+    assert changed.pruning == expected.to_dict()
+    # What the caller names is refused as ever.
+    with pytest.raises(ValueError, match="threads: has no effect here, it needs speedup= or latency="):
+        PrunableBertConfig.from_pretrained(tmp_path, **settings, threads=3)
+
+
 def test_a_field_of_the_users_config_named_like_a_setting_stays_a_field(tmp_path):
     model = make_model(exclude=["a"], method="mine")
     attach(model, PruningConfig.create(0.5))

@@ -167,7 +167,7 @@ def test_changes_are_to_the_dense_run_of_the_same_seed(accuracy_tables):
         shared = {"model": "L6", "task": "CoLA", "settings": "{}", "steps": 10, "latency_ratio": 4.0}
         return {
             **shared, "method": method, "seed": seed, "metric": metric, "density": density,
-            "target_density": density,
+            "target_density": density, "machine": {"processor": "one"},
         }  # fmt: skip
 
     lines = [line("dense", 0, 50.0), line("dense", 1, 60.0), line("default", 0, 49.0, 0.2)]
@@ -176,6 +176,14 @@ def test_changes_are_to_the_dense_run_of_the_same_seed(accuracy_tables):
     # Without a dense run of its seed, a run is in no table.
     assert table[2] == "| dense | 100 % | 4.0x | 55.0 (2) |"
     assert table[3] == "| default | 20 % | 4.0x | −2.0 ± 1.0 (2) |"
+
+    # Speeds are those of one machine.
+    other = {"latency_ratio": 9.0, "machine": {"processor": "other"}}
+    slow = lines[3] | {"latency_ratio": 2.0}
+    table = accuracy_tables.main_table([*lines[:2], lines[2] | other, slow], "L6").splitlines()
+    assert table[3] == "| default | 20 % | 2.0x | −2.0 ± 1.0 (2) |"
+    table = accuracy_tables.main_table([*lines[:2], lines[2] | other], "L6").splitlines()
+    assert table[3] == "| default | 20 % |  | −1.0 (1) |"
 
 
 def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():

@@ -11,8 +11,15 @@ from dataclasses import InitVar, dataclass
 from typing import Any
 
 from .budgets import BUDGETS, check_target
-from .budgets.time import TimeBudget
-from .levels import LEVELS, ROW_SITES, check_block_shape, check_levels, check_places, prunes_structures
+from .levels import (
+    LEVELS,
+    ROW_SITES,
+    check_block_shape,
+    check_levels,
+    check_places,
+    prunes_structures,
+    unused_settings,
+)
 from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names, split_settings
 from .values import check_choices, check_fraction, check_number, check_whole_number
 
@@ -264,18 +271,10 @@ class PruningConfig:
             raise ValueError(
                 f"{target}: expected the last of targets={list(self.targets)}, or none, got {value!r}"
             )
-        timed = BUDGETS[target] is TimeBudget
-        for needed, is_met, names in (
-            ("the level 'blocks'", self.blocks, ("block_shape",)),
-            ("blocks after heads or rows", self.blocks and self.structured, ("structured_density",)),
-            ("the level 'rows'", "rows" in self.levels, ("row_sites",)),
-            ("speedup= or latency=", timed, ("batch", "threads", "latency_table")),
-            ("speedup=, latency= or multiply_adds=", timed or target == "multiply_adds", ("length",)),
-        ):
-            for name in names if not is_met else ():
-                expected = usual.get(name, getattr(type(self), name))
-                if name in settings and getattr(self, name) != expected:
-                    raise ValueError(f"{name}: has no effect here, it needs {needed}; leave it out")
+        for name, needed in unused_settings(target, self.levels, self.row_sites).items():
+            expected = usual.get(name, getattr(type(self), name))
+            if name in settings and getattr(self, name) != expected:
+                raise ValueError(f"{name}: has no effect here, it needs {needed}; leave it out")
 
     @property
     def target(self) -> tuple[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from .budgets import BUDGETS
+from .budgets.time import TimeBudget
 from .modeling.layout import GROUPS
 from .values import check_choices
 
@@ -16,10 +18,37 @@ ROW_SITES = ("attention_output", "fc1", "fc2")
 LONGEST_SIDE = 4096
 
 
-def prunes_structures(levels: tuple[str, ...], row_sites: tuple[str, ...]) -> bool:
+def prunes_structures(levels: Collection[str], row_sites: Collection[str]) -> bool:
     """Whether heads, rows or whole modules are pruned."""
     whole = {"heads", *MODULES} & set(levels)
     return bool(whole) or ("rows" in levels and bool(row_sites))
+
+
+def unused_settings(target: str, levels: Collection[str], row_sites: Collection[str]) -> dict[str, str]:
+    """Settings that have no effect on a run, each with what it needs.
+
+    Args:
+        target: name of the target, of :data:`~hf_mlprune.budgets.BUDGETS`.
+        levels: what is pruned.
+        row_sites: matrices whose rows go.
+    """
+    timed, blocks = BUDGETS[target] is TimeBudget, "blocks" in levels
+    return {
+        name: needed
+        for needed, is_met, names in (
+            ("the level 'blocks'", blocks, ("block_shape",)),
+            (
+                "blocks after heads or rows",
+                blocks and prunes_structures(levels, row_sites),
+                ("structured_density",),
+            ),
+            ("the level 'rows'", "rows" in levels, ("row_sites",)),
+            ("speedup= or latency=", timed, ("batch", "threads", "latency_table")),
+            ("speedup=, latency= or multiply_adds=", timed or target == "multiply_adds", ("length",)),
+        )
+        for name in names
+        if not is_met
+    }
 
 
 def check_levels(levels: tuple[Any, ...], row_sites: tuple[Any, ...]) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from .budgets import BUDGETS, TARGETED
 from .config import PruningConfig
 from .encoders import Encoder, inspect_encoder
 from .families import FAMILIES, find_encoders
-from .methods import known_method, setting_names
+from .keywords import check_spelling, take_settings, with_settings
 from .modeling.checkpoint import keep_present_names
 from .modeling.family import Family, Head, damaged_fields, share_conversions
 from .modeling.fields import check_config
@@ -22,35 +19,6 @@ from .modeling.pruned import FINGERPRINT, apply_structure, initialize
 from .modeling.structure import fingerprint
 from .run import reset_state
 from .state import STATE_NAME, PruningState, insert_masks
-
-
-def _take_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Take the settings of a pruning run out of keyword arguments."""
-    names = set(PruningConfig.all_settings())
-    # Of a class of the user's own. A field of a stored config may have this name, too, and any value.
-    if (method := known_method(kwargs.get("method"))) is not None:
-        names |= set(setting_names(method))
-    return {name: kwargs.pop(name) for name in names & set(kwargs)}
-
-
-def _check_spelling(family: Family, names: Iterable[str]) -> None:
-    """Refuse what is almost the name of a setting: configs keep any field, so nobody else would notice."""
-    settings = PruningConfig.all_settings()
-    for name in names:
-        meant = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
-        if meant and name not in family.stock_config().to_dict():
-            raise ValueError(f"unknown setting {name!r}: did you mean {meant[0]!r}?")
-
-
-def _with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Stored settings of a run with those named by the caller on top, every value concrete."""
-    stored = stored or {}
-    if settings.get("preset", stored.get("preset")) != stored.get("preset"):
-        # What is stored are the values of another preset, which must not stand for this one's.
-        stored = {name: stored[name] for name in TARGETED if name in stored}
-    if settings.get("targets") or any(settings.get(name) is not None for name in BUDGETS):
-        stored = {name: value for name, value in stored.items() if name not in TARGETED}
-    return PruningConfig.from_dict({**stored, **settings}).to_dict()
 
 
 class PrunableConfigMixin:
@@ -75,13 +43,13 @@ class PrunableConfigMixin:
 
     def __init__(self, **kwargs: Any) -> None:
         """Settings given by name become :attr:`pruning`; see ``PruningConfig.create`` for errors."""
-        settings = _take_settings(kwargs)
+        settings = take_settings(kwargs)
         if settings:
-            _check_spelling(self.family, kwargs)
+            check_spelling(self.family.stock_config().to_dict(), kwargs)
         # Configs are dataclasses in later transformers, not in 5.0: in both, this sets every field.
         super().__init__(**kwargs)
         if settings:
-            self.pruning = _with_settings(self.pruning, settings)
+            self.pruning = with_settings(self.pruning, settings)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -92,14 +60,14 @@ class PrunableConfigMixin:
         Raises:
             ValueError: a field is damaged, or a setting is not known.
         """
-        settings, data = _take_settings(kwargs), dict(config_dict)
+        settings, data = take_settings(kwargs), dict(config_dict)
         check_config(data, cls.family.config.config_fields)
         if not isinstance(data.get("pruning") or {}, dict):
             raise ValueError(f"config.json: pruning: expected an object, got {data['pruning']!r:.80}")
-        _check_spelling(cls.family, kwargs)
-        fields = _take_settings(data)
+        check_spelling(cls.family.stock_config().to_dict(), kwargs)
+        fields = take_settings(data)
         if settings:
-            data["pruning"] = _with_settings(data.get("pruning"), settings)
+            data["pruning"] = with_settings(data.get("pruning"), settings)
         with damaged_fields(cls.family):
             loaded = super().from_dict(data, **kwargs)  # type: ignore[misc]
         config = loaded[0] if isinstance(loaded, tuple) else loaded

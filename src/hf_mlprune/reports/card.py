@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from huggingface_hub import EvalResult, ModelCardData
 from transformers.modelcard import METRIC_TAGS
 
-from ..modeling.cards import CARD_MARK, CARD_PLACE
+from ..modeling.cards import CARD_MARK, CARD_PLACE, sealed
 from ..modeling.family import Head
 from .evaluation import Evaluations
 from .origin import HubDataset, Origin
@@ -120,7 +120,7 @@ def model_name(head: Head, facts: CardFacts) -> str:
 
 def _with_front_matter(data: ModelCardData, sections: Sequence[str]) -> str:
     text = "\n\n".join([CARD_MARK, *sections])
-    return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
+    return sealed(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
 def _card_data(head: Head, facts: CardFacts, name: str, tags: Sequence[str]) -> ModelCardData:

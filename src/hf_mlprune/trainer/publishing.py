@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..families import head_of
 from ..loop import is_running
-from ..modeling.cards import CARD_MARK
+from ..modeling.cards import is_ours
 from ..modeling.checkpoint import write_text
 from ..modeling.pretrained import PrunedMixin
 from ..reports.card import TAGS, CardFacts, model_card, unfinished_card
@@ -170,4 +170,4 @@ def _density(model: nn.Module) -> float:
 
 def _is_ours(card: Path) -> bool:
     """Whether a card may be replaced: there is none, or we wrote it."""
-    return not card.is_file() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
+    return not card.is_file() or is_ours(card.read_text(encoding="utf-8", errors="replace"))
