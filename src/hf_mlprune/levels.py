@@ -8,14 +8,13 @@ from typing import Any
 from .budgets import BUDGETS
 from .budgets.time import TimeBudget
 from .modeling.layout import GROUPS
+from .modeling.structure import LONGEST_SIDE
 from .values import check_choices
 
 LEVELS = ("heads", "rows", "blocks")
 #: Levels whose units are whole modules of a layer.
 MODULES = ("attention", "ffn")
 ROW_SITES = ("attention_output", "fc1", "fc2")
-#: Of a block, in rows or columns.
-LONGEST_SIDE = 4096
 
 
 def prunes_structures(levels: Collection[str], row_sites: Collection[str]) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 from .layout import GROUPS, RESIDUAL, DenseLayer
 
 FORMAT_VERSION = 2
+#: Of a block, in rows or columns.
+LONGEST_SIDE = 4096
 #: Group -> what tables call it.
 TITLES = dict(zip(GROUPS, ("heads", "O rows", "FC1 rows", "FC2 rows"), strict=True))
 
@@ -216,7 +218,7 @@ def _read_block_shape(data: Any) -> tuple[int, int] | None:
     if (
         not isinstance(data, list)
         or len(data) != 2
-        or any(type(side) is not int or not 0 < side <= 4096 for side in data)
+        or any(type(side) is not int or not 0 < side <= LONGEST_SIDE for side in data)
     ):
         raise ValueError(f"structure: expected block_shape [rows, columns], got {data!r}")
     return data[0], data[1]

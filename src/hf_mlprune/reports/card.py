@@ -206,7 +206,11 @@ def _evaluation(found: Evaluations) -> list[str]:
         if found.before:
             cells.append(f"{found.before[metric]:.4g}" if metric in found.before else "")
         rows.append(f"| {' | '.join([*cells, f'{value:.4g}'])} |")
-    return ["## Evaluation", "Measured by Trainer in the run that pruned the model.", "\n".join(rows)]
+    return [
+        "## Evaluation",
+        "Measured by Trainer in the run that pruned the model. Training after that run is not included.",
+        "\n".join(rows),
+    ]
 
 
 def _title(metric: str) -> str:
