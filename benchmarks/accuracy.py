@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,11 @@ class Bench:
     def pruned(self, run: Run, teacher: PreTrainedModel) -> PreTrainedModel:
         """A pruned model; kept, as int8 begins with it, and as a quiet machine may measure it again."""
         method = run.method.removesuffix(" int8")
-        keeps = run.settings == "{}"
-        kept = self.folder(f"{method}_{run.target_density}_{run.steps}_{run.learning_rate:g}", run.seed)
-        if keeps and kept.is_dir():
+        name = f"{method}_{run.target_density}_{run.steps}_{run.learning_rate:g}"
+        if run.settings != "{}":
+            name += f"_{sha256(run.settings.encode()).hexdigest()[:8]}"
+        kept = self.folder(name, run.seed)
+        if kept.is_dir():
             return self.model(kept)
         model = self.model(self.source) if method == "paper from pretrained" else copy.deepcopy(teacher)
         density = run.target_density
@@ -221,8 +224,7 @@ class Bench:
             settings["density"] = density
         callback = PruningCallback(teacher=teacher, **settings)
         self.trainer(model, run.seed, run.steps, run.learning_rate, callback).train()
-        if keeps:
-            write_folder(kept, model.save_pretrained)
+        write_folder(kept, model.save_pretrained)
         return model
 
     def steps(self, kind: str) -> int:

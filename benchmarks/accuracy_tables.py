@@ -147,6 +147,30 @@ def _ablated(group: Sequence[Line]) -> str:
     return f"{metric:.1f}, {loss:.3f} ({len(group)})"
 
 
+def against_density_table(lines: Iterable[Line], model: str) -> str:
+    """`speedup=` beside `density=` of about the same latency: tasks x targets, means over the seeds."""
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    timed: set[tuple[str, int, float]] = set()
+    mine = [line for line in lines if line["model"] == model and line["method"] == "default"]
+    for line in mine:
+        speedup = json.loads(line["settings"]).get("speedup")
+        if speedup is not None:
+            groups[line["task"], f"`speedup={speedup:g}`"].append(line)
+            # Asked for the same density, a run would be the one to compare it with.
+            timed.add((line["task"], line["seed"], line["target_density"]))
+    for line in mine:
+        if line["settings"] == "{}" and (line["task"], line["seed"], line["target_density"]) in timed:
+            groups[line["task"], f"`density={line['target_density']:g}`"].append(line)
+    body = []
+    for task, target in sorted(groups, key=lambda key: (TASKS.index(key[0]), key[1])):
+        group = groups[task, target]
+        metric, density, speed = (
+            statistics.fmean(line[name] for line in group) for name in ("metric", "density", "latency_ratio")
+        )
+        body.append([task, target, f"{metric:.1f} ({len(group)})", f"{speed:.2f}x", f"{100 * density:.0f} %"])
+    return markdown(["task", "target", "metric", "measured speed", "weights"], body)
+
+
 def targets_table(model: str) -> str:
     """Speedups that were asked for x engines and shapes: what was predicted and what was measured."""
     files = [RESULTS / f"targets_{model}{engine}.json" for engine in ("", "_onnx", "_openvino")]
@@ -188,6 +212,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     return {
         "accuracy of MiniLM-L6": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
         "accuracy of MiniLM-L3": lambda: main_table(finished(RESULTS / "accuracy.jsonl"), "L3"),
+        "speedup against density": lambda: against_density_table(finished(RESULTS / "accuracy.jsonl"), "L6"),
         "several sizes": lambda: several_sizes_table(finished(RESULTS / "several_sizes.jsonl")),
         "targets of MiniLM-L6": lambda: targets_table("MiniLM-L6"),
         "targets of BERT-base": lambda: targets_table("BERT-base"),

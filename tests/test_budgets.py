@@ -295,6 +295,8 @@ ROWS = [[5] * length for length in (3, 4, 4, 9, 30)]
         (Dataset.from_dict({"input_ids": [[[5] * 3] * 2], "attention_mask": [[[1, 1, 0], [1, 1, 0]]]}), 2),
         (Dataset.from_dict({"input_ids": [[5] * 3], "attention_mask": [[0.0, -1e9, 0.0]]}), None),
         (Dataset.from_dict({"input_ids": [[5] * 3, None]}), None),
+        (Dataset.from_dict({"input_ids": [[], *ROWS, []]}), 4),
+        (Dataset.from_dict({"input_ids": [[]]}), None),
         (Dataset.from_dict({"input_ids": [5, 6]}), None),
         (Dataset.from_dict({"input_ids": ["a b"]}), None),
         (Dataset.from_dict({"pixel_values": ROWS}), None),

@@ -358,7 +358,12 @@ def test_another_preset_brings_its_own_values(tmp_path):
     same = PrunableBertConfig.from_pretrained(tmp_path, density=0.4)
     assert same.pruning == PruningConfig.create(0.4, preset="paper", stall_steps=7).to_dict()
     other = PrunableBertConfig.from_pretrained(tmp_path, preset="default")
-    assert other.pruning == PruningConfig.create(0.2).to_dict()
+    assert other.pruning == PruningConfig.create(0.2, stall_steps=7).to_dict()
+    own = {"exclude": [0], "importance_decay": 0.5, "minimum_units": 2}
+    PrunableBertConfig(density=0.2, **own).save_pretrained(tmp_path)
+    paper = PrunableBertConfig.from_pretrained(tmp_path, preset="paper")
+    del own["importance_decay"]
+    assert paper.pruning == PruningConfig.create(0.2, preset="paper", **own).to_dict()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from copy import deepcopy
 
 import pytest
 import torch
@@ -171,6 +172,24 @@ def test_a_run_in_a_loop_with_the_step1_model_as_the_teacher_of_blocks():
     assert [taught is step1 for taught in teachers] == [False] * 10 + [True] * 14
     shrink(model)
     assert report(model).density <= 0.3
+
+
+def test_a_copy_that_is_made_in_a_pause_knows_nothing_of_the_teacher():
+    model, teacher = make_model(), make_model(seed=3)
+    attach(model, PruningConfig.create(0.5))
+    start(model, 20)
+    with distilled(model, teacher) as distillation:
+        take(model, distillation, range(1, 20))
+        with distillation.paused():
+            copy = deepcopy(model)
+        shrink(copy)
+        assert distillation.mean_loss() > 0
+        take(model, distillation, range(20, 21))
+        assert distillation.mean_loss() > 0
+    assert not copy._forward_hooks
+    assert not copy._forward_pre_hooks
+    rates = {module.p for module in copy.modules() if isinstance(module, nn.Dropout)}
+    assert rates == {copy.config.hidden_dropout_prob}
 
 
 def test_an_error_in_the_loop_leaves_no_hook():

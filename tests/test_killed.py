@@ -165,6 +165,22 @@ def test_weights_alone_are_no_checkpoint_of_any_optimizer(optimizer, tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 
+def test_a_checkpoint_with_towers_in_folders_of_their_own_is_complete(tmp_path):
+    make_trainer(tmp_path, make_model(), PruningCallback(0.3), save_strategy="steps", save_steps=12).train()
+    shutil.rmtree(tmp_path / "checkpoint-24")
+    folder = tmp_path / "checkpoint-12"
+    (folder / "modules.json").write_text("[]")
+    for tower in ("query_0_Transformer", "document_0_Transformer"):
+        shutil.copytree(folder, tmp_path / tower, ignore=shutil.ignore_patterns("*.pt", "*.pth"))
+    for tower in ("query_0_Transformer", "document_0_Transformer"):
+        shutil.move(tmp_path / tower, folder / tower)
+    (folder / "model.safetensors").unlink()
+    assert last_complete_checkpoint(tmp_path) == str(folder)
+    weights = folder / "query_0_Transformer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert missing_parts(folder) == ["query_0_Transformer/model.safetensors"]
+
+
 def test_no_complete_checkpoint_at_all(tmp_path):
     assert last_complete_checkpoint(tmp_path / "nothing") is None
     (tmp_path / "checkpoint-3").mkdir()

@@ -42,6 +42,7 @@ from hf_mlprune.state import is_attached, pruning_state
 from hf_mlprune.trainer.checks import check_arguments
 from support.models import make_batch, make_config, make_model, prune
 from support.training import make_trainer, training_arguments
+from test_nested import make_pair
 
 
 @pytest.mark.parametrize(
@@ -429,6 +430,27 @@ def test_a_callback_added_later_or_model_init_works_without_resume(tmp_path):
     trainer.add_callback(PruningCallback(density=0.5, levels=LEVELS, block_shape=(4, 4)))
     trainer.train()
     assert report(trainer.model).density <= 0.5
+
+
+def test_a_callback_added_later_knows_the_encoders_of_the_masks(tmp_path):
+    model = make_pair()
+    attach(model, PruningConfig.create(0.5, encoder=["first", "second"]))
+    trainer = make_trainer(tmp_path, model)
+    trainer.add_callback(PruningCallback())
+    trainer.train()
+    assert not is_attached(model)
+
+
+def test_several_targets_are_refused_in_a_search(tmp_path):
+    trainer = make_trainer(
+        tmp_path, None, PruningCallback(targets=[0.6, 0.3]), model_init=lambda trial=None: make_model()
+    )
+    with pytest.raises(ValueError, match="targets: expected one target in hyperparameter_search"):
+        trainer.hyperparameter_search(
+            hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3)},
+            backend="optuna",
+            n_trials=1,
+        )
 
 
 def test_a_run_stopped_before_it_landed_says_so(tmp_path):

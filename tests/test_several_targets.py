@@ -39,6 +39,7 @@ from hf_mlprune.budgets import BUDGETS
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.methods.base import Progress
 from hf_mlprune.schedule import Phase, make_schedules
+from hf_mlprune.shrinking import ShrinkError
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state
 from support.methods import SETTINGS
@@ -51,6 +52,24 @@ def without_blocks(method: str) -> dict:
     """Settings of a method for several targets."""
     row = {name: value for name, value in SETTINGS[method].items() if name != "block_shape"}
     return {**row, "method": method, "levels": [level for level in row["levels"] if level != "blocks"]}
+
+
+class Remembers(Pair):
+    """Keeps a tensor with its graph, which cannot be copied."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        out = super().forward(input_ids, attention_mask, labels)
+        self.last = out["logits"]
+        return out
+
+
+def test_a_model_that_cannot_be_copied_on_the_way_is_refused_after_the_first_step(tmp_path):
+    model = Remembers(make_model("model"), make_model("model", 1))
+    callback = PruningCallback(targets=[0.6, 0.3], encoder=["first", "second"])
+    trainer = make_trainer(tmp_path, model, callback, max_steps=48)
+    with pytest.raises(ShrinkError, match="as its rehearsal did: Only Tensors created explicitly"):
+        trainer.train()
+    assert trainer.state.global_step <= 1
 
 
 def run(model, config, steps, family="bert"):

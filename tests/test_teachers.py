@@ -9,13 +9,14 @@ from functools import partial
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback
 
 from hf_mlprune import PruningCallback, report
-from hf_mlprune.distillation.losses import logits_loss, token_divergence
+from hf_mlprune.distillation.losses import logits_loss, problem_of, token_divergence
 from support.models import LABELS, make_batch, make_dataset, make_model
 from support.training import distillation_losses, make_trainer, training_arguments
 
@@ -256,6 +257,127 @@ def test_a_script_that_asks_whether_there_is_a_loss_keeps_its_own(tmp_path):
     ]
     first, second = ([entry["loss"] for entry in history if "loss" in entry] for history in logged)
     assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_labels_under_another_name_keep_the_scripts_own_loss(tmp_path):
+    class Target(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("target")
+            out = model(**inputs)
+            loss = out.loss if out.loss is not None else functional.cross_entropy(out.logits, labels)
+            return (loss, out) if return_outputs else loss
+
+    data = make_dataset().rename_column("labels", "target")
+    for rows in (data, list(data)):
+        logged = []
+        for teacher in (make_model(seed=3), None):
+            settings = {"task_weight": 1.0} if teacher else {}
+            done = run(tmp_path, make_model(), teacher, data=rows, trainer=Target, settings=settings)
+            logged.append([entry["loss"] for entry in done.state.log_history if "loss" in entry])
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
+def generated():
+    yield from dataset()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: list(dataset()),
+        lambda: Subset(list(dataset()), range(32)),
+        lambda: dataset().to_iterable_dataset(),
+        lambda: IterableDataset.from_generator(generated),
+        lambda: dataset().add_column("text", ["words"] * 64),
+    ],
+    ids=["list", "subset", "stream", "generator", "with a text"],
+)
+def test_data_of_any_kind_without_labels_are_taught(data, tmp_path):
+    def tensors(rows):
+        return {name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "attention_mask")}
+
+    trainer = Trainer(
+        model=make_model(),
+        args=training_arguments(tmp_path, remove_unused_columns=False),
+        train_dataset=data(),
+        data_collator=tensors,
+        callbacks=[PruningCallback(density=0.3, teacher=make_model(seed=3))],
+    )
+    trainer.train()
+    assert all(loss > 0 for loss in distillation_losses(trainer))
+
+
+def test_a_teacher_equal_to_the_student_may_be_silent_until_something_is_removed(tmp_path):
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, teacher = make_model("model", **still), make_model("model", **still)
+    settings = {"warmup_fraction": 0.4}
+    done = run(tmp_path, model, teacher, data=dataset(), settings=settings, max_steps=40, logging_steps=2)
+    losses = distillation_losses(done)
+    assert losses[:6] == [0.0] * 6
+    assert losses[-1] > 0
+
+
+class ManyLabels(nn.Module):
+    """Several answers for each row, with the loss of a module of one's own."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.encoder = make_model("model", seed)
+        self.head = nn.Linear(32, LABELS)
+
+    def forward(self, labels=None, **batch):
+        logits = self.head(self.encoder(**batch).last_hidden_state[:, 0])
+        loss = None if labels is None else functional.binary_cross_entropy_with_logits(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def test_several_labels_are_told_by_the_labels_where_no_config_tells_it(tmp_path):
+    """Of all logits alike a softmax would see nothing of the teacher's."""
+    student, teacher = ManyLabels(), ManyLabels()
+    with torch.no_grad():
+        teacher.head.bias.sub_(5.0)
+    batch = make_batch("sequence", 64, seed=1)
+    many = {**batch, "labels": functional.one_hot(batch["labels"], LABELS).float()}
+    data = Dataset.from_dict({name: value.tolist() for name, value in many.items()})
+    settings = {"hidden_weight": 0.0}
+    done = run(tmp_path, student, teacher, data=data, settings=settings, logging_steps=1, max_steps=20)
+    assert distillation_losses(done)[0] > 1.0
+
+
+def test_the_problem_is_told_by_labels():
+    logits = {"logits": torch.zeros(4, 3)}
+    shares, numbers = torch.rand(4, 3), torch.randn(4, 3) * 9
+    assert problem_of(logits, shares) == "multi_label_classification"
+    assert problem_of(logits, numbers) == "regression"
+    for labels in (None, torch.zeros(4), torch.zeros(4, 3, dtype=torch.long), torch.rand(4, 5)):
+        assert problem_of(logits, labels) is None
+    assert problem_of({"embeddings": shares}, shares) is None
+
+
+def test_a_model_that_counts_items_itself_is_taught_alike_in_parts(tmp_path):
+    class Counts(nn.Module):
+        def __init__(self, seed=0):
+            super().__init__()
+            self.model = make_model(
+                "sequence", seed, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+            )
+
+        def forward(self, input_ids, attention_mask, labels=None, num_items_in_batch=None):
+            logits = self.model(input_ids, attention_mask).logits
+            if labels is None:
+                return {"logits": logits}
+            loss = functional.cross_entropy(logits, labels, reduction="sum")
+            return {
+                "loss": loss / (len(labels) if num_items_in_batch is None else num_items_in_batch),
+                "logits": logits,
+            }
+
+    def norm(parts):
+        changes = {"gradient_accumulation_steps": parts, "per_device_train_batch_size": 16 // parts}
+        done = run(tmp_path, Counts(), Counts(3), data=make_dataset(rows=16), logging_steps=1, **changes)
+        return done.state.log_history[0]["grad_norm"]
+
+    assert norm(4) == pytest.approx(norm(1), rel=1e-3)
 
 
 @pytest.mark.parametrize("head", ["sequence", "model"])

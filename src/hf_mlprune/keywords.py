@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from .budgets import BUDGETS, TARGETED
-from .config import PruningConfig
+from .config import PRESETS, PruningConfig
 from .levels import unused_settings
 from .methods import known_method, setting_names
 
@@ -49,13 +49,19 @@ def with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> di
     """
     stored = stored or {}
     gone: set[str] = set()
-    if settings.get("preset", stored.get("preset")) != stored.get("preset"):
-        gone |= stored.keys() - {*TARGETED}
-    method, before = known_method(settings.get("method")), known_method(stored.get("method"))
-    if method is not None and before is not None and method is not before:
+    before = known_method(stored.get("method"))
+    if before is not None:
         usual = PruningConfig.create(1.0, stored.get("preset", "default"), method=before).to_dict()
-        of_either = {*before.defaults, *method.defaults}
-        gone |= {*setting_names(before), *(name for name in of_either if stored.get(name) == usual[name])}
+        chosen = {"preset", "method"} & settings.keys()
+        if any(settings[name] not in (usual[name], before) for name in chosen):
+            # What differs from the usual was somebody's choice.
+            gone |= {name for name in stored.keys() - {*TARGETED} if stored[name] == usual.get(name)}
+            gone |= {"preset", "method"} & chosen
+        left = {name: value for name, value in stored.items() if name not in gone} | settings
+        usual_method = PRESETS.get(str(left.get("preset")), {}).get("method", PruningConfig.method)
+        method = known_method(left.get("method", usual_method))
+        if method is not None and method is not before:
+            gone |= {*setting_names(before)}
     if settings.get("targets") or any(settings.get(name) is not None for name in BUDGETS):
         gone |= {*TARGETED}
     stored = {name: value for name, value in stored.items() if name not in gone}

@@ -48,10 +48,18 @@ class Distillation:
             return
         states = pruning_states(model)
         if all(state.structured_is_final and not state.is_final for state in states):
-            self._distiller.remove()
-            self._distiller.teacher = load_teacher(shrunk_copy(model)[0], model, config)
-            self._distiller.install()
+            with self.paused():
+                self._distiller.teacher = load_teacher(shrunk_copy(model)[0], model, config)
             self._taught_by_step1 = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the teacher out for a while, in which the model can be copied and the copy shrunk."""
+        self._distiller.remove()
+        try:
+            yield
+        finally:
+            self._distiller.install()
 
     def mean_loss(self) -> float | None:
         """Mean distillation loss since the last call; see :meth:`Distiller.take_mean_loss`."""

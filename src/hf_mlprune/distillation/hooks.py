@@ -22,6 +22,7 @@ from ..calls import Call, map_tensors, named_tensors
 from ..config import PruningConfig
 from ..encoders import inspect_encoders
 from ..families import head_of
+from ..state import is_attached, pruning_states
 from .carry import Carry, Once
 from .dropout import RecoveryDropout
 from .losses import distillation_loss
@@ -72,6 +73,7 @@ class Distiller:
     _student: list[EncoderRecorder] = field(default_factory=list)
     _taught: list[EncoderRecorder] = field(default_factory=list)
     _items: Any = None
+    _counted: bool = False
     _said: tuple[Any, Any] | None = None
     _carried: int = 0
     _arrived: int = 0
@@ -117,7 +119,9 @@ class Distiller:
         if not self.loss_count:
             return None
         mean = float(self.loss_sum) / self.loss_count
-        self._silent = 0 if mean else self._silent + self._steps
+        # A model that teaches itself is equal to the student until something is removed.
+        silent = not mean and not self._is_whole()
+        self._silent = self._silent + self._steps if silent else 0
         self.loss_sum, self.loss_count, self._steps = 0.0, 0, 0
         if self._silent >= SILENT_STEPS:
             raise RuntimeError(
@@ -126,6 +130,12 @@ class Distiller:
                 "return logits, set hidden_weight=1, or train without a teacher"
             )
         return mean
+
+    def _is_whole(self) -> bool:
+        """Whether the student has masks, and all are open."""
+        if not is_attached(self.model):
+            return False
+        return all(gate.open for state in pruning_states(self.model) for gate in state.all_gates())
 
     def check_arrived(self) -> None:
         """Call after backward: of the losses that were handed out in a step, one must be differentiated.
@@ -160,7 +170,7 @@ class Distiller:
         # Without it the model returns a mean over this micro-batch; `_after` weights it by the
         # micro-batch's share of items. Most heads ignore it, so that stock runs that accumulate
         # get gradients too large by the number of micro-batches (transformers issue 47688).
-        self._items = None
+        self._items, self._counted = None, "num_items_in_batch" in kwargs
         if "num_items_in_batch" not in inspect.signature(type(module).forward).parameters:
             self._items = kwargs.pop("num_items_in_batch", None)
         if self.teacher is not None:
@@ -198,7 +208,8 @@ class Distiller:
             said,
             self.teacher,
             self.config,
-            problem_type=getattr(getattr(self.model, "config", None), "problem_type", None),
+            problem_type=self._problem_type(),
+            labels=kwargs.get("labels"),
         )
         if not aux.requires_grad:
             raise RuntimeError(
@@ -209,6 +220,12 @@ class Distiller:
         self.loss_count += 1
         self._carried += 1
         return self._carry(out, kwargs, aux)
+
+    def _problem_type(self) -> str | None:
+        """What the config of the student or of the teacher says of their task."""
+        assert self.teacher is not None
+        configs = [getattr(model, "config", None) for model in (self.model, self.teacher.model)]
+        return next((found for each in configs if (found := getattr(each, "problem_type", None))), None)
 
     def _check_attention(self, passes: list[list[Encoded]]) -> None:
         """Refuse attention weights that were computed without a graph."""
@@ -269,7 +286,7 @@ class Distiller:
 
     def _part(self) -> float:
         """A micro-batch's part in an optimizer step, where Trainer does not divide by their number."""
-        return 1.0 if self._items is None else 1.0 / (self.accumulation * self.processes)
+        return 1.0 / (self.accumulation * self.processes) if self._counted else 1.0
 
     def _note_arrival(self) -> None:
         self._arrived += 1

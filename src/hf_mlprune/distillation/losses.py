@@ -29,6 +29,7 @@ def distillation_loss(
     config: PruningConfig,
     *,
     problem_type: str | None,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """``predictions + hidden_weight · Σ MSE hidden + attention_weight · Σ MSE attention``.
 
@@ -42,7 +43,9 @@ def distillation_loss(
         taught: the same of the teacher for the same inputs.
         teacher: whose outputs they are.
         config: the weights.
-        problem_type: ``config.problem_type`` of a sequence classifier.
+        problem_type: ``config.problem_type`` of a sequence classifier, if a config says it.
+        labels: of the call, if it has any; numbers shaped like the logits tell the problem where no config
+            does.
 
     Raises:
         ValueError: there is nothing that both compute, in one shape.
@@ -50,6 +53,7 @@ def distillation_loss(
     first = student[1][0]
     mask = first[0].attention_mask if len(student[1]) == len(first) == 1 else None
     predicted, wanted = predictions(model, student[0]), predictions(teacher.model, taught[0])
+    problem_type = problem_type or problem_of(predicted, labels)
     terms = prediction_terms(predicted, wanted, mask, problem_type, config.distillation_temperature)
     if config.hidden_weight or config.attention_weight:
         for number, (ours, theirs) in enumerate(zip(student[1], taught[1], strict=True)):
@@ -121,6 +125,16 @@ def _names(model: nn.Module, tensors: Sequence[Tensor]) -> list[str]:
         f"output {number} logits" if tensor.dim() >= 2 and tensor.shape[-1] == labels else f"output {number}"
         for number, tensor in enumerate(tensors)
     ]
+
+
+def problem_of(predicted: Mapping[str, Tensor], labels: Tensor | None) -> str | None:
+    """The problem that labels are for, in transformers' words: those of classes are whole numbers."""
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or not labels.is_floating_point():
+        return None
+    if not any(name.endswith("logits") and x.shape == labels.shape for name, x in predicted.items()):
+        return None
+    shares = bool(((labels >= 0) & (labels <= 1)).all())
+    return "multi_label_classification" if shares else "regression"
 
 
 def prediction_terms(

@@ -100,7 +100,7 @@ def fingerprint(model: nn.Module) -> str:
     """What a model is, however it is spelled: 32 hexadecimal digits.
 
     Of names, shapes and values of its weights, and of what its encoder's config adds to them; not of where it
-    lies, of the dtype that it was loaded in, of a bare encoder's pooler, which a checkpoint may lack, or of
+    lies, of the dtype that holds these values, of a bare encoder's pooler, which a checkpoint may lack, or of
     what its config says of names and training.
     """
     digest = hashlib.blake2b(digest_size=16)

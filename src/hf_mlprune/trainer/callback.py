@@ -127,7 +127,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         check_module(model)
         check_arguments(args)
         self._check_alone(state)
-        check_optimizer(model, optimizer, self._settings.encoder if self._settings else ())
+        known = pruning_states(model)[0].config if is_attached(model) else self._settings
+        check_optimizer(model, optimizer, known.encoder if known else ())
         if state.is_world_process_zero:
             check_writable(Path(args.output_dir))
         if state.global_step:
@@ -140,7 +141,12 @@ class PruningCallback(TrainerCallback, ExportableState):
             )
         session = self._prepare(model)
         if state.is_world_process_zero:
-            check_targets(Path(args.output_dir), pruning_states(model)[0].config, processing_class)
+            check_targets(
+                Path(args.output_dir),
+                pruning_states(model)[0].config,
+                processing_class,
+                is_search=state.is_hyper_param_search,
+            )
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step:
             check_resumed(stored, self.state(), state.max_steps)
@@ -155,7 +161,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         resumed = stored["attributes"] if state.global_step else {}
         session.begin(
             args,
-            without_labels=has_no_labels(train_dataloader, args),
+            without_labels=has_no_labels(model, train_dataloader, args),
             rows_without_labels=resumed.get("rows_without_labels", False),
         )
 

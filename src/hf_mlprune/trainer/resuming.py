@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Written when blocks are taught by the step-1 model. The underscore keeps it out of hub uploads.
 STEP1_TEACHER = "_step1_teacher"
+#: sentence-transformers' list of the parts of a model.
+SENTENCE_MODULES = "modules.json"
 #: What Trainer writes beside the weights, in its order; those of torch are zip archives.
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -28,10 +30,15 @@ STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 def missing_parts(folder: Path) -> list[str]:
     """Files of a Trainer checkpoint that are missing, or were not written to their end."""
     missing = []
-    try:
-        stored_tensors(folder, None, {"local_files_only": True})
-    except (ValueError, OSError):
-        missing.append("model.safetensors")
+    places = [folder]
+    if (folder / SENTENCE_MODULES).is_file() and not list(folder.glob("*.safetensors*")):
+        # Several towers: each lies in a folder of its own.
+        places = sorted({file.parent for file in folder.rglob("*.safetensors*")}) or places
+    for place in places:
+        try:
+            stored_tensors(place, None, {"local_files_only": True})
+        except (ValueError, OSError):
+            missing.append((place / "model.safetensors").relative_to(folder).as_posix())
     missing += [name for name in STATE_FILES if not _is_whole(folder / name)]
     if not any(map(_is_whole, folder.glob("rng_state*.pth"))):
         missing.append("rng_state.pth")

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ class Session:
             rows_without_labels: see there; of the interrupted run, if one is resumed.
         """
         self._rehearsed = set()
+        # Of a run that failed, say of too large a batch.
+        self.calls.clear()
+        self.longest = None
         self.watch()
         pruning = pruning_states(self.model)[0]
         config, teacher = pruning.config, self.teacher
@@ -182,6 +186,10 @@ class Session:
 
         settings = pruning_states(self.model)[0].config
         try:
+            if training and (settings.targets or settings.step1_teaches):
+                # A copy is made on the way.
+                with self.without_hooks():
+                    deepcopy(self.model)
             rehearse(self.model, [self.calls[mode] for mode in new if mode in self.calls], inspect_export)
         except (torch.OutOfMemoryError, MemoryError):
             logger.warning(

@@ -28,18 +28,28 @@ def target_folder(output_dir: Path, settings: PruningConfig) -> Path:
     return output_dir / re.sub(r"[^\w.]+", "-", f"{name}-{value}")
 
 
-def check_targets(output_dir: Path, settings: PruningConfig, processing_class: Any) -> None:
+def check_targets(
+    output_dir: Path, settings: PruningConfig, processing_class: Any, *, is_search: bool = False
+) -> None:
     """Refuse, before the first step, what could not be written on the way.
 
     Args:
         output_dir: of the run, which can be written.
         settings: of the run.
         processing_class: Trainer's tokenizer or processor, if it has one.
+        is_search: whether the run is a trial of a search for hyperparameters.
 
     Raises:
+        ValueError: all trials of a search would write to the same folders.
         NotADirectoryError: a file has the name of a folder.
         Exception: whatever the tokenizer raises when it is saved.
     """
+    if settings.targets and is_search:
+        raise ValueError(
+            f"targets: expected one target in hyperparameter_search, got {list(settings.targets)}: each "
+            "trial would replace the models that the trials before it wrote on the way; search with the last "
+            "target, then train with all of them"
+        )
     if settings.targets and processing_class is not None:
         with tempfile.TemporaryDirectory(dir=output_dir) as trial:
             processing_class.save_pretrained(trial)
