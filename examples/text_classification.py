@@ -91,6 +91,7 @@ def main() -> None:
 
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(classes))
     model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: number for number, name in enumerate(classes)}
     found = [train(args, model, data, args.dense_steps, processing_class=tokenizer)]
     model.save_pretrained(dense)
     pruning = PruningCallback(**target, method=args.method, teacher=str(dense))

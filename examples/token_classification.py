@@ -85,6 +85,7 @@ def main() -> None:
 
     model = AutoModelForTokenClassification.from_pretrained(source, num_labels=len(classes))
     model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: number for number, name in enumerate(classes)}
     found = [fit(model, args, data, figures_of, **more)]
     dense, pruned = args.folder / "dense_tagger", args.folder / "pruned_tagger"
     model.save_pretrained(dense)

@@ -153,6 +153,38 @@ def test_a_model_for_other_classes_is_fine_tuned_to_these(tiny_bert, tmp_path):
     assert AutoModelForSequenceClassification.from_pretrained(done.out).config.num_labels == 4
 
 
+def test_classes_are_counted_as_the_model_counts_them(tiny_bert, tmp_path):
+    prune(job_of(tiny_bert, tmp_path, write(rows_of(), tmp_path / "rows.csv")))
+    dense = tmp_path / "out" / "_dense"
+    config = json.loads((dense / "config.json").read_text())
+    config |= {"id2label": {"0": "sport", "1": "money"}, "label2id": {"sport": 0, "money": 1}}
+    (dense / "config.json").write_text(json.dumps(config))
+    job = job_of(tiny_bert, tmp_path, str(tmp_path / "rows.csv"), model=str(dense), out=str(tmp_path / "two"))
+    prepared = prepare(job)
+    assert not prepared.fine_tune
+    assert prepared.task.labels == ["sport", "money"]
+    texts = {row["review"]: row["topic"] for row in rows_of()}
+    for row in prepared.data["train"]:
+        assert prepared.task.labels[row["topic"]] == texts[row["review"]]
+    assert prepared.tokens["train"]["labels"][:] == prepared.data["train"]["topic"][:]
+    assert prepared.model(str(dense)).config.id2label == {0: "sport", 1: "money"}
+
+
+def test_numbered_tags_are_in_the_order_of_numbers(tiny_bert, tmp_path):
+    rows = [{"tokens": ["a"] * 12, "tags": list(range(12))} for _ in range(20)]
+    data = write(rows, tmp_path / "words.jsonl")
+    prepared = prepare(job_of(tiny_bert, tmp_path, data, task="token-classification", columns={}))
+    assert prepared.task.labels == [str(number) for number in range(12)]
+    assert prepared.data["train"]["tags"][0] == list(range(12))
+
+
+def test_a_model_without_a_head_must_be_fine_tuned(tiny_bert, tmp_path):
+    data = write(questions_of(10), tmp_path / "questions.jsonl")
+    job = job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}, fine_tune=False)
+    with pytest.raises(ValueError, match="fine_tune: expected a model with a head for the task"):
+        prepare(job)
+
+
 def test_splits_of_a_folder_and_a_test_of_its_own_are_taken(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -479,6 +511,42 @@ def test_questions_are_answered_from_windows_of_long_contexts(tiny_bert, tmp_pat
     assert AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out").config.architectures
 
 
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_windows_without_the_answer_do_not_outvote_the_one_that_has_it(unanswered, tiny_bert, tmp_path):
+    rows = questions_of(40)
+    if not unanswered:
+        rows = [row for row in rows if row["answers"]["text"]]
+    data = write(rows, tmp_path / "questions.jsonl")
+    prepared = prepare(
+        job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}, max_length=64)
+    )
+    windows = prepared.tokens["test"]
+    logits = torch.zeros(2, len(windows), max(map(len, windows["input_ids"])))
+    for window, row in enumerate(windows):
+        # Windows without the answer are surest of their own label, the first token.
+        sure = 3 if row["start_positions"] else 9
+        logits[0, window, row["start_positions"]] = logits[1, window, row["end_positions"]] = sure
+    found = prepared.task.compute_metrics(SimpleNamespace(predictions=logits.numpy()))
+    assert found == {"f1": 100, "exact_match": 100}
+
+
+def test_a_blank_at_the_end_of_an_answer_is_no_part_of_it(tiny_bert, tmp_path):
+    rows = [
+        {**row, "answers": {name: value[:] for name, value in row["answers"].items()}}
+        for row in questions_of(20)
+    ]
+    for row in rows:
+        row["answers"]["text"] = [f"{text} " for text in row["answers"]["text"]]
+        row["context"] += " "
+    found = []
+    for kind in (questions_of(20), rows):
+        data = write(kind, tmp_path / f"questions{len(found)}.jsonl")
+        prepared = prepare(job_of(tiny_bert, tmp_path, data, task="question-answering", columns={}))
+        found.append(prepared.tokens["train"]["end_positions"][:])
+    assert found[0] == found[1]
+    assert any(found[0])
+
+
 def test_answers_that_are_not_where_they_should_be_are_refused(tiny_bert, tmp_path):
     rows = [{**row, "answers": {"text": ["x"], "answer_start": [0]}} for row in questions_of(10)]
     data = write(rows, tmp_path / "questions.jsonl")
@@ -504,7 +572,7 @@ def test_the_likeliest_span_is_that_of_all_spans(seed, count):
     starts, ends = generator.normal(size=(2, count))
     question = int(generator.integers(1, count))
     offsets = [(-1, -1)] * question + [(10 * at, 10 * at + 5) for at in range(question, count)]
-    best = (starts[0] + ends[0], -1, -1)
+    best = (-np.inf, 0, 0)
     for first in range(question, count):
         for last in range(first, count):
             if starts[first] + ends[last] > best[0]:

@@ -54,6 +54,20 @@ def logits(model) -> torch.Tensor:
         return model.eval()(batch["input_ids"], batch["attention_mask"])["logits"]
 
 
+def test_multiply_adds_of_several_encoders_are_the_sum_of_each():
+    """A picture has tokens of its own, however many the text has."""
+
+    class Both(nn.Module):
+        def __init__(self, names):
+            super().__init__()
+            for name in names:
+                self.add_module(name, make_model("model", family=name))
+
+    alone = [report(make_model("model", family=name)).multiply_adds[1] for name in ("bert", "vit")]
+    for names in (("bert", "vit"), ("vit", "bert")):
+        assert report(Both(names)).multiply_adds[1] == sum(alone)
+
+
 def test_figures_of_a_method_are_of_all_encoders():
     model = make_pair()
     attach(model, PruningConfig.create(0.5, method="mlpruning", encoder=["first", "second"]))

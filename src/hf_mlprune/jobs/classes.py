@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
@@ -39,10 +39,7 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
             f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
             "regression, or name another column as in --column label=NAME"
         )
-    # Numbers in their order; "10" behind "9".
-    names = check_number_of(
-        [str(value) for value in sorted(values, key=lambda x: (isinstance(x, str), x))], label
-    )
+    names = check_number_of([str(value) for value in numbers_first(values)], label)
     check_known(set(names) - {str(_stripped(value)) for value in data["train"][label]}, label)
     return as_numbered(data, label, ClassLabel(names=names)), names
 
@@ -79,6 +76,30 @@ def as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
         feature = ListOf(Value("int64")) if values and isinstance(values[0], list) else kind
         found[name] = _with_column(rows, label, [_each(places.get, value) for value in values], feature)
     return found
+
+
+def in_order(data: DatasetDict, label: str, names: list[str], wanted: list[str]) -> DatasetDict:
+    """Data whose classes, one each or a list of them, are counted in another order.
+
+    Args:
+        data: with classes counted as `names`.
+        label: column of the classes.
+        names: of the classes.
+        wanted: the same names in the order to count them in.
+    """
+    places = [wanted.index(name) for name in names]
+    found = DatasetDict()
+    for name, rows in data.items():
+        values = [_each(places.__getitem__, value) for value in rows[label]]
+        one = isinstance(rows.features[label], ClassLabel)
+        feature = ClassLabel(names=wanted) if one else ListOf(Value("int64"))
+        found[name] = _with_column(rows, label, values, feature)
+    return found
+
+
+def numbers_first(values: Iterable[Any]) -> list[Any]:
+    """Names and numbers of classes in order: "10" behind "9"."""
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:

@@ -26,7 +26,7 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 #: What pandas makes of the first field of rows that have more than the header.
 INDEX = "__index_level_0__"
 #: Splits that a test is taken from, the first that is there and has labels.
-TEST_SPLITS = ("test", "validation", "dev")
+TEST_SPLITS = ("test", "validation", "validation_matched", "valid", "val", "dev", "eval")
 #: A test that the user named.
 GIVEN = "given test"
 #: Held-out rows where there is no test: this share, and at most so many.

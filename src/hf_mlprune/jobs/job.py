@@ -96,6 +96,8 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
         _fine_tune(prepared, work / "fine-tuning", Path(dense), resume=resume, say=say)
     settings = {**job.settings, "latency_table": str(times)} if times.is_file() else job.settings
     model, callback = prepared.model(dense), PruningCallback(teacher=dense, **settings)
+    # What the card names as the model that this one was made from.
+    model.config._name_or_path = job.model
     if prepared.task.teaches_itself:
         # Those of words are not pruned, and the teacher's are the same.
         model.get_input_embeddings().requires_grad_(False)
@@ -193,6 +195,9 @@ def _train(trainer: Trainer, saver: SaveOnInterrupt, stage: int, *, resume: bool
     try:
         with saver.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
+        if saver.interrupted:
+            # It came after the last step, while the model was made small.
+            raise KeyboardInterrupt
     finally:
         bar.close()
         trainer.remove_callback(bar)
@@ -284,6 +289,8 @@ def _write(prepared: Prepared, model: PreTrainedModel, trainer: Trainer, out: Pa
         # Not by the Trainer, which writes a pickle beside.
         model.save_pretrained(out)
         prepared.tokenizer.save_pretrained(out)
+    # With the curves, and without paths of this machine.
+    trainer.state.stateful_callbacks = {}
     trainer.state.save_to_json(str(out / "trainer_state.json"))
     record = {**found.to_dict(), "job": prepared.job.to_dict()}
     write_json(out / JOB, record)

@@ -22,6 +22,7 @@ from ..loop import start
 from ..modeling.checkpoint import keep_present_names
 from ..modeling.family import Family
 from ..trainer.data import typical_length
+from .classes import in_order
 from .data import divide, read_splits
 from .plan import Job
 from .question_answering import QuestionAnswering
@@ -103,6 +104,10 @@ def prepare(job: Job) -> Prepared:
         check_sentence_package(job.model)
     columns = task.columns.values()
     data = task.prepare(divide(splits, seed=job.seed, columns=columns, label=task.label_column))
+    names = class_names(config)
+    if task.labels is not None and task.label_column is not None and sorted(names) == sorted(task.labels):
+        # As the model counts them: so it need not learn them anew.
+        data, task.labels = in_order(data, task.label_column, task.labels, names), names
     tokenizer = load_tokenizer(job.model, task)
     longest = longest_row(job.max_length, task, tokenizer, config)
     tokens = task.keep(data, tokenized(task, data, tokenizer, longest))
@@ -167,13 +172,19 @@ def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
     """Whether the model was not fine-tuned on this task, and how that is known."""
     if task.teaches_itself:
         return False, "embeddings need none: the model is its own teacher"
-    if job.fine_tune is not None:
-        return job.fine_tune, "as you say"
     architecture = (config.architectures or ["none"])[0]
     ending = task.auto.__name__.removeprefix("AutoModel")
-    if not architecture.endswith(ending):
+    has_head = architecture.endswith(ending)
+    if job.fine_tune is False and not has_head:
+        raise ValueError(
+            f"fine_tune: expected a model with a head for the task {job.task!r} where it is not fine-tuned, "
+            f"got a {architecture}; let it be fine-tuned"
+        )
+    if job.fine_tune is not None:
+        return job.fine_tune, "as you say"
+    if not has_head:
         return True, f"the model is a {architecture}, without a head for this task"
-    names = [config.id2label[index] for index in sorted(config.id2label)]
+    names = class_names(config)
     kind, wanted = config.problem_type, task.model_arguments().get("problem_type")
     if wanted == "regression" and config.num_labels != 1:
         return True, f"the model is a {architecture} of classes, the data have numbers"
@@ -184,6 +195,11 @@ def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
             return False, f"the model is a {architecture} with {len(names)} unnamed classes"
         return True, f"the model's classes are {names[:5]}, those of the data {task.labels[:5]}"
     return False, f"the model is a {architecture} for these classes"
+
+
+def class_names(config: Any) -> list[str]:
+    """Names of a model's classes, in its order."""
+    return [str(config.id2label[place]) for place in sorted(config.id2label)]
 
 
 def check_reachable(prepared: Prepared) -> dict[str, Any] | None:

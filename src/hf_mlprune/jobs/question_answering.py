@@ -36,9 +36,11 @@ class QuestionAnswering(Task):
         """See :meth:`Task.prepare`; answers become the texts and starts of all that are right."""
         data = super().prepare(data)
         column = self.columns["label"]
+        self.has_unanswered = False
         for name, rows in data.items():
-            for row in rows.select(range(min(100, len(rows)))):
-                _check_answers(row, column, row[self.columns["context"]], name)
+            for row in rows:
+                found = _check_answers(row, column, str(row[self.columns["context"]]), name)
+                self.has_unanswered = self.has_unanswered or not found
         return data
 
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
@@ -91,12 +93,13 @@ class QuestionAnswering(Task):
         scores = []
         for row, places in windows.items():
             example = self.rows[row]
-            best = max(
-                (_best(starts[window], ends[window], self.offsets[window]) for window in places),
-                key=lambda each: each[0],
+            score, begin, end = max(
+                _best(starts[window], ends[window], self.offsets[window]) for window in places
             )
+            # Most windows have no answer of their own. As in SQuAD, the surest that there is one counts.
+            none = min(float(starts[window][0] + ends[window][0]) for window in places)
             context = str(example[self.columns["context"]])
-            said = context[best[1] : best[2]] if best[1] >= 0 else ""
+            said = "" if self.has_unanswered and none > score else context[begin:end]
             right = [text for text, _ in _answers(example[self.columns["label"]])] or [""]
             scores.append(
                 [
@@ -109,16 +112,22 @@ class QuestionAnswering(Task):
 
 
 def _answers(value: Any) -> list[tuple[str, int]]:
-    """Texts and starts of right answers, of SQuAD's form or a list of pairs; none for no answer."""
+    """Texts and starts of right answers, of SQuAD's form or a list of pairs; none for no answer.
+
+    Blanks around an answer, which are no tokens, are left out.
+    """
     if isinstance(value, Mapping):
-        return list(zip(value["text"], value["answer_start"], strict=True))
-    return [(each["text"], each["answer_start"]) for each in value or ()]
+        pairs = list(zip(value["text"], value["answer_start"], strict=True))
+    else:
+        pairs = [(each["text"], each["answer_start"]) for each in value or ()]
+    return [(text.strip(), start + len(text) - len(text.lstrip())) for text, start in pairs]
 
 
-def _check_answers(row: Mapping[str, Any], column: str, context: str, split: str) -> None:
+def _check_answers(row: Mapping[str, Any], column: str, context: str, split: str) -> list[tuple[str, int]]:
+    """The answers of a row, which are where they should be in its context."""
     try:
         answers = _answers(row[column])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"data: expected {{'text': [...], 'answer_start': [...]}} in the column {column!r} of {split}, "
             f"got {row[column]!r:.100}"
@@ -129,6 +138,7 @@ def _check_answers(row: Mapping[str, Any], column: str, context: str, split: str
                 f"data: expected the answer {text!r:.50} at character {start} of its context, in {split}, "
                 f"got {context[start : start + len(text)]!r:.50}"
             )
+    return answers
 
 
 def _span(offsets: list[Any], answer: tuple[str, int] | None) -> tuple[int, int]:
@@ -145,11 +155,10 @@ def _span(offsets: list[Any], answer: tuple[str, int] | None) -> tuple[int, int]
 def _best(
     starts: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], offsets: list[Any]
 ) -> tuple[float, int, int]:
-    """Score and characters of a window's likeliest answer; -1 for none."""
+    """Score and characters of a window's likeliest answer; the least score if it can have none."""
     count = len(offsets)
     starts, ends = starts[:count], ends[:count]
-    none = float(starts[0] + ends[0])
-    found = (none, -1, -1)
+    found = (-float("inf"), 0, 0)
     for first in np.argsort(starts)[::-1][:CANDIDATES].tolist():
         for last in np.argsort(ends)[::-1][:CANDIDATES].tolist():
             fits = first <= last < first + MOST_TOKENS and offsets[first][0] >= 0 and offsets[last][0] >= 0

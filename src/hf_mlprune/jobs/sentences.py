@@ -45,6 +45,9 @@ def save_sentence_model(source: str, model: PreTrainedModel, out: Path) -> bool:
     from sentence_transformers import SentenceTransformer
 
     sentences = SentenceTransformer(source, device="cpu")
-    sentences[0].model = model.cpu()
+    # Its name in sentence-transformers from 5.4 on, and before.
+    modules = sentences[0]._modules
+    (name,) = [name for name in ("model", "auto_model") if isinstance(modules.get(name), PreTrainedModel)]
+    setattr(sentences[0], name, model.cpu())
     sentences.save_pretrained(str(out))
     return True

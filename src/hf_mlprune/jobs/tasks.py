@@ -19,7 +19,7 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-from .classes import as_numbered, check_known, check_number_of, named, with_classes
+from .classes import as_numbered, check_known, check_number_of, named, numbers_first, with_classes
 from .data import find_columns
 from .words import as_in_text
 
@@ -126,7 +126,8 @@ class TextClassification(Task):
     def __init__(self, rows: Dataset, columns: Mapping[str, str]) -> None:
         super().__init__(rows, columns)
         asks = self.columns["text"].strip().lower() in QUESTIONS
-        if "text2" not in columns and not asks and self.columns.get("text2") in BEHIND_QUESTIONS:
+        second = self.columns.get("text2", "").strip().lower()
+        if "text2" not in columns and not asks and second in BEHIND_QUESTIONS:
             # Beside a text of another name, a context is something else.
             del self.columns["text2"]
 
@@ -249,7 +250,8 @@ class TokenClassification(Task):
         if isinstance(kind, ClassLabel):
             self.labels = list(kind.names)
             return as_numbered(data, label, kind)
-        values = sorted({str(tag) for part in data.values() for row in part[label] for tag in row})
+        tags = numbers_first({tag for part in data.values() for row in part[label] for tag in row})
+        values = [str(tag) for tag in tags]
         self.labels = check_number_of(values, label)
         check_known(set(values) - {str(tag) for row in data["train"][label] for tag in row}, label)
         places = {name: index for index, name in enumerate(values)}

@@ -9,7 +9,7 @@ from torch import nn
 from ..budgets.multiply_adds import attention_multiply_adds
 from ..budgets.weights import block_weights
 from ..config import PruningConfig
-from ..encoders import Encoder, inspect_encoders, usual_length
+from ..encoders import Encoder, inspect_encoders, tokens_of, usual_length
 from ..families import known_encoders
 from ..kernels import explain
 from ..masked import MaskedLinear
@@ -46,7 +46,7 @@ def report(
         TypeError: the model is of no known family.
     """
     encoders = reported_encoders(model)
-    length = length or usual_length(encoders[0])
+    lengths = {encoder.path: tokens_of(encoder) or length or usual_length(encoder) for encoder in encoders}
     layers = tuple(
         _layer_report(encoder, index) for encoder in encoders for index in range(len(encoder.layers))
     )
@@ -57,16 +57,17 @@ def report(
     dense = _dense_parameters(model, encoders)
     if any(isinstance(module, MaskedLinear) for module in model.modules()):
         parameters = dense - (total - kept)
-    attention = [_attention_multiply_adds(encoder, layers, length) for encoder in encoders]
+    attention = [_attention_multiply_adds(encoder, layers, lengths[encoder.path]) for encoder in encoders]
+    linear = [[layer.weights[side] * lengths[layer.encoder] for layer in layers] for side in (0, 1)]
     return Report(
         density=kept / total,
         parameters=(parameters, dense),
         embedding_parameters=sum(_embedding_parameters(encoder) for encoder in encoders),
         multiply_adds=(
-            kept * length + sum(now for now, _ in attention),
-            total * length + sum(full for _, full in attention),
+            sum(linear[0]) + sum(now for now, _ in attention),
+            sum(linear[1]) + sum(full for _, full in attention),
         ),
-        multiply_adds_length=length,
+        multiply_adds_length=lengths[encoders[0].path],
         layers=layers,
         max_difference=shrunk.max_difference if shrunk else None,
         difference_allowed=shrunk.tolerance if shrunk else None,
