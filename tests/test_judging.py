@@ -118,9 +118,9 @@ def test_the_test_of_several_splits_is_taken(classifier, tmp_path):
     found = read_labelled(str(classifier), str(tmp_path), COLUMNS)
     assert sum(len(batch["labels"]) for batch in found.data) == 10
     # Nothing is measured on what a model was trained on without a word.
-    (tmp_path / "test.csv").rename(tmp_path / "eval.csv")
+    (tmp_path / "test.csv").rename(tmp_path / "later.csv")
     with pytest.raises(
-        ValueError, match=r"data: expected a split test, .*, got \['eval', 'train'\]; name the"
+        ValueError, match=r"data: expected a split test, .*, got \['later', 'train'\]; name the"
     ):
         read_labelled(str(classifier), str(tmp_path), COLUMNS)
     (tmp_path / "train.csv").rename(tmp_path / "validation.csv")
