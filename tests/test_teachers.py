@@ -242,14 +242,19 @@ def test_a_teacher_that_is_trained_with_the_student_is_refused(tmp_path):
     run(tmp_path, student, teacher)
 
 
-def test_a_script_that_asks_whether_there_is_a_loss_keeps_its_own(tmp_path):
-    class Asks(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            labels = inputs.pop("labels")
-            out = model(**inputs)
-            loss = out.loss if out.loss is not None else functional.cross_entropy(out.logits, labels)
-            return (loss, out) if return_outputs else loss
+class Asks(Trainer):
+    """Takes the model's loss, if there is one."""
 
+    labels = "labels"
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop(self.labels)
+        out = model(**inputs)
+        loss = out.loss if out.loss is not None else functional.cross_entropy(out.logits, labels)
+        return (loss, out) if return_outputs else loss
+
+
+def test_a_script_that_asks_whether_there_is_a_loss_keeps_its_own(tmp_path):
     settings = {"task_weight": 1.0}
     logged = [
         run(tmp_path, make_model(), make_model(seed=3), trainer=Asks, settings=settings).state.log_history,
@@ -260,12 +265,8 @@ def test_a_script_that_asks_whether_there_is_a_loss_keeps_its_own(tmp_path):
 
 
 def test_labels_under_another_name_keep_the_scripts_own_loss(tmp_path):
-    class Target(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            labels = inputs.pop("target")
-            out = model(**inputs)
-            loss = out.loss if out.loss is not None else functional.cross_entropy(out.logits, labels)
-            return (loss, out) if return_outputs else loss
+    class Target(Asks):
+        labels = "target"
 
     data = make_dataset().rename_column("labels", "target")
     for rows in (data, list(data)):

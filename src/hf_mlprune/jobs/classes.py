@@ -78,6 +78,16 @@ def as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
     return found
 
 
+def class_names(config: Any) -> list[str]:
+    """Names of a model's classes, in its order."""
+    return [str(config.id2label[place]) for place in sorted(config.id2label)]
+
+
+def are_unnamed(names: list[str]) -> bool:
+    """Whether classes have the names that transformers gives those that nobody named."""
+    return names == [f"LABEL_{place}" for place in range(len(names))]
+
+
 def in_order(data: DatasetDict, label: str, names: list[str], wanted: list[str]) -> DatasetDict:
     """Data whose classes, one each or a list of them, are counted in another order.
 

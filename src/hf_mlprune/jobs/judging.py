@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from ..exporting.metric import IGNORED, ComputeMetrics
 from ..families import read_config
 from ..reports.folder import JOB, read_stored
+from .classes import are_unnamed, class_names
 from .data import read_any_splits, rows_to_judge
 from .preparing import TASKS, load_tokenizer, longest_row, tokenized
 from .tasks import Regression, Task, TextClassification
@@ -70,7 +71,7 @@ def read_labelled(
     if task.labels is not None:
         tokens = _as_of_model(tokens, task.labels, config)
         # Figures depend on how many classes there are.
-        task.labels = _classes_of(config)
+        task.labels = class_names(config)
     collate = task.collator(tokenizer)
     batches = [
         collate([tokens[place] for place in range(first, min(first + ROWS_OF_BATCH, len(tokens)))])
@@ -104,19 +105,14 @@ def _is_number(config: Any) -> bool:
     return bool(config.problem_type == "regression" or config.num_labels == 1)
 
 
-def _classes_of(config: Any) -> list[str]:
-    return [str(config.id2label[place]) for place in range(config.num_labels)]
-
-
 def _as_of_model(tokens: Dataset, names: list[str], config: Any) -> Dataset:
     """Rows whose labels are counted as the model counts its classes: a table may lack some of them."""
-    known = _classes_of(config)
-    unnamed = known == [f"LABEL_{place}" for place in range(len(known))]
+    known = class_names(config)
     if set(names) <= set(known):
         places = [known.index(name) for name in names]
     elif all(name.isdigit() and int(name) < len(known) for name in names):
         places = [int(name) for name in names]
-    elif unnamed and len(names) == len(known):
+    elif are_unnamed(known) and len(names) == len(known):
         places = list(range(len(names)))
     else:
         unknown = sorted(set(names) - set(known))

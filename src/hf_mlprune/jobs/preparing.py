@@ -22,7 +22,7 @@ from ..loop import start
 from ..modeling.checkpoint import keep_present_names
 from ..modeling.family import Family
 from ..trainer.data import typical_length
-from .classes import in_order
+from .classes import are_unnamed, class_names, in_order
 from .data import divide, read_splits
 from .plan import Job
 from .question_answering import QuestionAnswering
@@ -191,15 +191,10 @@ def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
     if wanted == "single_label_classification" and kind not in (None, wanted):
         return True, f"the model was made for {kind.replace('_', ' ')}, the data have one class per row"
     if task.labels is not None and names != task.labels:
-        if len(names) == len(task.labels) and names == [f"LABEL_{index}" for index in range(len(names))]:
+        if len(names) == len(task.labels) and are_unnamed(names):
             return False, f"the model is a {architecture} with {len(names)} unnamed classes"
         return True, f"the model's classes are {names[:5]}, those of the data {task.labels[:5]}"
     return False, f"the model is a {architecture} for these classes"
-
-
-def class_names(config: Any) -> list[str]:
-    """Names of a model's classes, in its order."""
-    return [str(config.id2label[place]) for place in sorted(config.id2label)]
 
 
 def check_reachable(prepared: Prepared) -> dict[str, Any] | None:

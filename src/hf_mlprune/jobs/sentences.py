@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ..files import find_file
+from ..trainer.resuming import SENTENCE_MODULES
 
-MODULES = "modules.json"
 PACKAGE = "sentence_transformers"
 
 
@@ -22,7 +22,7 @@ def check_sentence_package(source: str) -> None:
     Raises:
         ImportError: the package is not installed.
     """
-    if find_file(source, MODULES) is not None and find_spec(PACKAGE) is None:
+    if find_file(source, SENTENCE_MODULES) is not None and find_spec(PACKAGE) is None:
         raise ImportError(
             f"model: {source} is of sentence-transformers, which writes the pruned model, too, and is not "
             "installed; pip install sentence-transformers"
@@ -40,7 +40,7 @@ def save_sentence_model(source: str, model: PreTrainedModel, out: Path) -> bool:
     Returns:
         Whether it came out of one; if not, nothing is written.
     """
-    if find_file(source, MODULES) is None or type(model).__name__ != type(model.base_model).__name__:
+    if find_file(source, SENTENCE_MODULES) is None or type(model).__name__ != type(model.base_model).__name__:
         return False
     from sentence_transformers import SentenceTransformer
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
+from pathlib import Path
 
 #: Stands at the head of the model cards that we write.
 CARD_MARK = "<!-- written by hf-mlprune -->"
 #: Stands at their end, with a digest of the words between: a card that somebody edited is theirs.
-_SEAL = re.compile(r"\n<!-- end of the card that hf-mlprune wrote, ([0-9a-f]{16}) -->\s*\Z")
+_END = "<!-- end of the card that hf-mlprune wrote"
+_SEAL = re.compile(rf"\n{_END}, ([0-9a-f]{{16}}) -->\s*\Z")
 #: Stands in a card for the name of its repository, until it is pushed to one.
 CARD_PLACE = "this-repository"
 #: Entries of the metadata that describe one model: those of an earlier card are not of this one.
@@ -23,7 +25,7 @@ def sealed(text: str) -> str:
     """A card of ours as it is written, so that a later save may replace it and no other."""
     body = _SEAL.sub("", text).rstrip()
     digest = _digest(body[body.find(CARD_MARK) :])
-    return f"{body}\n\n<!-- end of the card that hf-mlprune wrote, {digest} -->\n"
+    return f"{body}\n\n{_END}, {digest} -->\n"
 
 
 def is_ours(text: str) -> bool:
@@ -36,8 +38,13 @@ def is_ours(text: str) -> bool:
         return False
     seal = _SEAL.search(body)
     if seal is None:
-        return "<!-- end of the card that hf-mlprune wrote" not in body
+        return _END not in body
     return _digest(mark + body[: seal.start()]) == seal[1]
+
+
+def may_replace(card: Path) -> bool:
+    """Whether a file may be replaced by a card of ours: there is none, or it is one of ours."""
+    return not card.is_file() or is_ours(card.read_text(encoding="utf-8", errors="replace"))
 
 
 def _digest(body: str) -> str:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from .cards import CARD_MARK, is_ours, named_card, pushed_card
+from .cards import CARD_MARK, may_replace, named_card, pushed_card
 from .checkpoint import (
     HUB_ARGUMENTS,
     POOLER,
@@ -275,7 +275,7 @@ class PrunedMixin(PreTrainedModel):
         if folder.is_file():
             raise NotADirectoryError(f"save_pretrained: expected a folder, got the file {folder}")
         card = folder / "README.md"
-        theirs = card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace"))
+        theirs = not may_replace(card)
         write_checkpoint(
             folder, write, variant=kwargs.get("variant"), keep={"README.md"} if theirs else set()
         )

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..families import head_of
 from ..loop import is_running
-from ..modeling.cards import is_ours
+from ..modeling.cards import may_replace
 from ..modeling.checkpoint import write_text
 from ..modeling.pretrained import PrunedMixin
 from ..reports.card import TAGS, CardFacts, model_card, unfinished_card
@@ -130,7 +130,7 @@ class Publisher:
         if isinstance(model, PrunedMixin):
             if model.pruning_card is not None:
                 write_text(readme.with_name(CARD_FILE), model.pruning_card)
-        elif head is not None and is_attached(model) and _is_ours(readme):
+        elif head is not None and is_attached(model) and may_replace(readme):
             density, target = _density(model), pruning_states(model)[0].config.goal
             tags = getattr(model, "model_tags", None) or ()
             facts = self._facts(model, args, state)
@@ -166,8 +166,3 @@ class Publisher:
 def _density(model: nn.Module) -> float:
     """Of the encoder that has most left."""
     return max(pruning.density() for pruning in pruning_states(model))
-
-
-def _is_ours(card: Path) -> bool:
-    """Whether a card may be replaced: there is none, or we wrote it."""
-    return not card.is_file() or is_ours(card.read_text(encoding="utf-8", errors="replace"))
