@@ -19,11 +19,13 @@ from transformers import (
 
 from hf_mlprune.jobs import Job
 from hf_mlprune.jobs.classes import with_classes
-from hf_mlprune.jobs.data import divide, read_splits
+from hf_mlprune.jobs.data import read_splits
 from hf_mlprune.jobs.job import interrupted
 from hf_mlprune.jobs.preparing import describe, longest_row, prepare
 from hf_mlprune.jobs.sentences import check_sentence_package
-from hf_mlprune.jobs.tasks import Embeddings, TextClassification, TokenClassification
+from hf_mlprune.jobs.splits import divide
+from hf_mlprune.jobs.tasks import Embeddings, TextClassification
+from hf_mlprune.jobs.token_classification import TokenClassification
 from hf_mlprune.jobs.words import as_in_text, word_tokenizer
 from hf_mlprune.methods import MagnitudeRanking
 from test_jobs import job_of, rows_of, write

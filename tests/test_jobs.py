@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -29,9 +30,10 @@ from transformers import (
 
 from hf_mlprune import report
 from hf_mlprune.jobs import Job, prune
-from hf_mlprune.jobs.data import divide, find_columns, read_splits
+from hf_mlprune.jobs.data import find_columns, read_splits
 from hf_mlprune.jobs.preparing import TASKS, describe, prepare
 from hf_mlprune.jobs.question_answering import _best, word_f1
+from hf_mlprune.jobs.splits import divide
 from hf_mlprune.reports.report import Report
 
 WORDS = {"sport": "goal match team player coach", "money": "bank market share profit trade"}
@@ -667,6 +669,41 @@ def test_times_are_measured_once_for_the_check_and_the_run(tiny_bert, tmp_path):
     assert 1.2 <= second.report.predicted_speedup < 1.3
     assert 1.2 <= found.report.predicted_speedup < 1.3
     assert not (other / "out" / file.name).exists()
+
+
+def stopping_at(stage: str):
+    """Ctrl-C as soon as a message begins so."""
+
+    def say(text: str) -> None:
+        if text.startswith(stage):
+            raise KeyboardInterrupt
+
+    return say
+
+
+def test_a_job_that_ends_before_its_first_checkpoint_leaves_no_folder(tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    job = job_of(tiny_bert, tmp_path, data, settings={"speedup": 1.1, "length": 16})
+    with pytest.raises(KeyboardInterrupt):
+        prune(job, say=stopping_at("fine-tuning, "))
+    assert not Path(job.out).exists()
+    # Other arguments may follow; an empty folder is no obstacle.
+    other = job_of(tiny_bert, tmp_path, data, steps=30)
+    Path(other.out).mkdir()
+    assert prune(other).report.density < 0.5
+
+
+def test_a_job_goes_on_after_its_folder_was_moved(tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "mine.csv")
+    job = job_of(tiny_bert, tmp_path, data)
+    with pytest.raises(KeyboardInterrupt):
+        prune(job, say=stopping_at("dense: "))
+    moved = dataclasses.replace(job, out=f"{tmp_path}/else/where/")
+    Path(moved.out).parent.mkdir()
+    Path(job.out).rename(moved.out)
+    found = prune(moved, resume=True)
+    assert found.dense == str(Path(moved.out) / "_dense")
+    assert found.report.density < 0.5
 
 
 def test_there_must_be_something_to_resume(tiny_bert, tmp_path):

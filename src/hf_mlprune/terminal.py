@@ -52,6 +52,7 @@ def errors_in_words(*, traceback: bool = False) -> Iterator[None]:
         if traceback or not (in_words or of_network):
             raise
         said = str(error) if in_words else f"the hub cannot be reached: {error}"
+        said = "\n".join([said, *getattr(error, "__notes__", [])])
         err.print(f"[red]error:[/red] {escape(said)}")
         raise typer.Exit(FAILED) from None
 

@@ -28,6 +28,12 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
                 f"data: expected a class in every row, got {empty} rows without one in {label!r} ({name}); "
                 "take them out"
             )
+        if any(isinstance(value, list) for value in rows[label]):
+            raise ValueError(
+                f"data: expected one class in every row, got lists in {label!r} ({name}); for a class of "
+                "every word use --task token-classification, for several of a text the callback in a script "
+                "of your own"
+            )
     if numbered and all(rows.features[label] == kind for rows in data.values()):
         return data, list(kind.names)
     data = DatasetDict({name: named(rows, label) for name, rows in data.items()})
@@ -39,7 +45,7 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
             f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
             "regression, or name another column as in --column label=NAME"
         )
-    names = check_number_of([str(value) for value in numbers_first(values)], label)
+    names = check_number_of(names_of(values), label)
     check_known(set(names) - {str(_stripped(value)) for value in data["train"][label]}, label)
     return as_numbered(data, label, ClassLabel(names=names)), names
 
@@ -107,9 +113,10 @@ def in_order(data: DatasetDict, label: str, names: list[str], wanted: list[str])
     return found
 
 
-def numbers_first(values: Iterable[Any]) -> list[Any]:
-    """Names and numbers of classes in order: "10" behind "9"."""
-    return sorted(values, key=lambda value: (isinstance(value, str), value))
+def names_of(values: Iterable[Any]) -> list[str]:
+    """Names of classes in order, numbers first: 10 behind 9. 9 in one file and "9" in another are one."""
+    in_order = sorted(values, key=lambda value: (isinstance(value, str), value))
+    return list(dict.fromkeys(map(str, in_order)))
 
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:

@@ -1,15 +1,13 @@
-"""Rows of a file, a folder or a data set of the hub, split into those to train on and those to test on."""
+"""Rows of a file, a folder or a data set of the hub, by their splits."""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
-from sklearn.model_selection import train_test_split
+from datasets import Dataset, load_dataset, load_from_disk
 
 from .squad import squad_rows
 
@@ -23,22 +21,21 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+#: Files that `save_to_disk` of one split, or of several, leaves in its folder.
+SAVED = ("state.json", "dataset_dict.json")
 #: What pandas makes of the first field of rows that have more than the header.
 INDEX = "__index_level_0__"
-#: Splits that a test is taken from, the first that is there and has labels.
-TEST_SPLITS = ("test", "validation", "validation_matched", "valid", "val", "dev", "eval")
 #: A test that the user named.
 GIVEN = "given test"
-#: Held-out rows where there is no test: this share, and at most so many.
-HELD_OUT, MOST_HELD_OUT = 0.1, 2000
 
 
 def read_splits(data: str, test: str | None) -> dict[str, Dataset]:
     """All splits that there are, ``train`` among them.
 
     Args:
-        data: a file, a folder with one file per split (``train.csv``, ``test.csv``), or a name of the hub,
-            with a configuration behind a colon if it has several (``glue:mrpc``).
+        data: a file, a folder with one file per split (``train.csv``, ``test.csv``) or of
+            ``save_to_disk``, or a name of the hub, with a configuration behind a colon if it has several
+            (``glue:mrpc``).
         test: a file with the test examples, which are then the one other split.
 
     Raises:
@@ -54,84 +51,44 @@ def read_splits(data: str, test: str | None) -> dict[str, Dataset]:
     return {"train": splits["train"], GIVEN: found["test"] if "test" in found else next(iter(found.values()))}
 
 
-def divide(
-    splits: dict[str, Dataset], *, seed: int, columns: Collection[str], label: str | None = None
-) -> DatasetDict:
-    """Rows to train on and to test on.
-
-    Args:
-        splits: what :func:`read_splits` found. Without a test that was given, one of theirs with labels is
-            taken, or rows are held out.
-        seed: of held-out rows.
-        columns: that the task reads.
-        label: column that held-out rows are stratified by, if its values are classes.
-
-    Returns:
-        Splits ``train`` and ``test``.
-
-    Raises:
-        ValueError: there are no rows, or a split lacks a column.
-    """
-    train = splits["train"]
-    named = _test_split(splits, label)
-    if GIVEN in splits:
-        held_out = splits[GIVEN]
-    elif named is not None:
-        held_out = splits[named]
-    else:
-        train, held_out = _hold_out(train, seed, label)
-    for name, rows in (("data", train), ("test", held_out)):
-        if not len(rows):
-            raise ValueError(f"{name}: expected rows, got none")
-    missing = sorted(set(columns) - set(held_out.column_names))
-    if missing:
-        raise ValueError(f"test: expected the columns of the data, got none named {missing}")
-    return DatasetDict({"train": train, "test": held_out})
-
-
 def read_any_splits(data: str) -> dict[str, Dataset]:
     """All splits that there are; see :func:`read_splits`."""
     return _read(data, "data")
 
 
-def rows_to_judge(splits: dict[str, Dataset], label: str | None) -> Dataset:
-    """Rows to measure on where nothing is trained: the first test with labels, or the only split.
-
-    Raises:
-        ValueError: there is no such split, or it has no rows.
-    """
-    named = _test_split(splits, label)
-    if named is None and len(splits) > 1:
-        raise ValueError(
-            f"data: expected a split {', '.join(TEST_SPLITS)} with labels, got {list(splits)}; name the file"
-        )
-    rows = next(iter(splits.values())) if named is None else splits[named]
-    if not len(rows):
-        raise ValueError("data: expected rows, got none")
-    return rows
-
-
-def _test_split(splits: dict[str, Dataset], label: str | None) -> str | None:
-    return next((name for name in TEST_SPLITS if name in splits and _has_labels(splits[name], label)), None)
-
-
 def _read(source: str, argument: str) -> dict[str, Dataset]:
     path = Path(source)
     if path.is_dir():
-        files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS}
-        if not files:
-            raise ValueError(
-                f"{argument}: expected files such as train.csv in {source} ({', '.join(READERS)}), got none"
-            )
-        if "train" not in files and len(files) == 1:
-            files = {"train": next(iter(files.values()))}
-        return {name: _read_file(file, argument) for name, file in files.items()}
+        return _read_folder(path, argument)
     if path.is_file():
         return {"train": _read_file(path, argument)}
     if path.suffix.lower() in READERS or path.is_absolute() or source.startswith((".", "~")):
         raise FileNotFoundError(f"{argument}: expected a file or folder, got {source}, where nothing is")
     name, _, configuration = source.partition(":")
     return dict(load_dataset(name, configuration or None))
+
+
+def _read_folder(folder: Path, argument: str) -> dict[str, Dataset]:
+    if any((folder / name).is_file() for name in SAVED):
+        found = load_from_disk(folder)
+        return {"train": found} if isinstance(found, Dataset) else dict(found)
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in READERS:
+            continue
+        if file.stem in files:
+            raise ValueError(
+                f"{argument}: expected one file for each split in {folder}, got {files[file.stem].name} and "
+                f"{file.name}; name one of them"
+            )
+        files[file.stem] = file
+    if not files:
+        raise ValueError(
+            f"{argument}: expected files such as train.csv in {folder} ({', '.join(READERS)}), got none"
+        )
+    if "train" not in files and len(files) == 1:
+        files = {"train": next(iter(files.values()))}
+    return {name: _read_file(file, argument) for name, file in files.items()}
 
 
 def _read_file(file: Path, argument: str) -> Dataset:
@@ -192,29 +149,6 @@ def _has_stray_quotes(file: Path) -> bool:
         except csv.Error:
             return True
     return False
-
-
-def _has_labels(rows: Dataset, label: str | None) -> bool:
-    """Whether a split is labelled: test sets of the hub often hold -1."""
-    if label is None or label not in rows.column_names:
-        return label is None
-    values = rows[:100][label]
-    return any(value not in (-1, None) for value in values)
-
-
-def _hold_out(rows: Dataset, seed: int, label: str | None) -> tuple[Dataset, Dataset]:
-    size = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(rows))))
-    if len(rows) < 2:
-        raise ValueError(f"data: expected two rows or more to hold some out as a test, got {len(rows)}")
-    values = rows[label] if label is not None else []
-    classes = [str(value) for value in values]
-    counts = Counter(classes) if values and isinstance(values[0], (str, int)) else Counter()
-    # So many of each class as there are of it, where every class has a row for both sides.
-    fits = 1 < len(counts) <= size and len(counts) <= len(rows) - size and min(counts.values()) > 1
-    train, test = train_test_split(
-        range(len(rows)), test_size=size, random_state=seed, stratify=classes if fits else None
-    )
-    return rows.select(sorted(train)), rows.select(sorted(test))
 
 
 def find_columns(

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 
 from ..files import write_folder, write_json
 from ..modeling.checkpoint import write_text
@@ -19,21 +18,18 @@ from ..modeling.pretrained import REPORT_FILE, PrunedMixin
 from ..reports.folder import JOB
 from ..reports.report import Report
 from ..trainer.callback import PruningCallback
+from ..trainer.checks import check_arguments
 from ..trainer.resuming import last_complete_checkpoint
 from ..trainer.targets import target_folder
-from .agreement import agreement
-from .batches import LengthTrainer
-from .interrupting import SaveOnInterrupt
 from .plan import Job
 from .preparing import Prepared, check_reachable, prepare
-from .progress import Bar
 from .sentences import save_sentence_model
+from .training import STAGES, arguments_of, evaluate, make_trainer, train
 
 #: Folders of a job in its output; the underscore keeps them out of hub uploads.
 DENSE, WORK = "_dense", "_work"
 #: Times that were measured for a target of time, as ``latency_table`` reads them.
 TIMES = "_latency_table.json"
-CHECKPOINTS = 10
 
 Say = Callable[[str], None]
 
@@ -85,15 +81,25 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
     check_folder(job, resume=resume)
     prepared = prepare(job)
     _say_found(prepared, say)
-    work, times = out / WORK, out / TIMES
+    # Those of pruning are refused before there is a fine-tuned model.
+    check_arguments(arguments_of(prepared, out / WORK, 1))
     table = None if resume else check_reachable(prepared)
-    write_json(work / JOB, job.to_dict())
+    write_json(out / WORK / JOB, job.to_dict())
     if table is not None:
-        write_json(times, table)
-    dense = job.model
+        write_json(out / TIMES, table)
+    try:
+        return _run(prepared, out, resume=resume, say=say)
+    except BaseException:
+        _forget_if_nothing_is_done(out)
+        raise
+
+
+def _run(prepared: Prepared, out: Path, *, resume: bool, say: Say) -> JobReport:
+    """What :func:`prune` does, from the first step on."""
+    job, work, times, dense = prepared.job, out / WORK, out / TIMES, prepared.job.model
     if prepared.fine_tune:
         dense = str(out / DENSE)
-        _fine_tune(prepared, work / "fine-tuning", Path(dense), resume=resume, say=say)
+        _fine_tune(prepared, work / STAGES[0], Path(dense), resume=resume, say=say)
     settings = {**job.settings, "latency_table": str(times)} if times.is_file() else job.settings
     model, callback = prepared.model(dense), PruningCallback(teacher=dense, **settings)
     # What the card names as the model that this one was made from.
@@ -101,16 +107,16 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
     if prepared.task.teaches_itself:
         # Those of words are not pruned, and the teacher's are the same.
         model.get_input_embeddings().requires_grad_(False)
-    trainer, saver = _make_trainer(prepared, model, work / "pruning", 1, [callback])
+    trainer, saver = make_trainer(prepared, model, work / STAGES[1], 1, [callback])
     # By the trainer that prunes: so the card has the figures of both.
-    dense_metrics = _evaluate(prepared, trainer, None)
+    dense_metrics = evaluate(prepared, trainer, None)
     say(f"dense: {_figures(dense_metrics)}")
     say(f"pruning to {job.config().goal}, {prepared.steps[1]} steps")
-    _train(trainer, saver, 1, resume=resume)
+    train(trainer, saver, 1, resume=resume)
     assert callback.report is not None
-    pruned_metrics = _evaluate(prepared, trainer, dense)
+    pruned_metrics = evaluate(prepared, trainer, dense)
     say(f"pruned: {_figures(pruned_metrics)}")
-    others = _keep_others(prepared, work / "pruning", out, dense)
+    others = _keep_others(prepared, work / STAGES[1], out, dense)
     for name, metrics in others.items():
         say(f"{name}: {_figures(metrics)}")
     found = JobReport(
@@ -148,6 +154,17 @@ def check_folder(job: Job, *, resume: bool) -> None:
         raise FileExistsError(f"out: expected a new or an empty folder, got {out}, which holds something")
 
 
+def _forget_if_nothing_is_done(out: Path) -> None:
+    """Free the folder of a job that ended before its first checkpoint: other arguments may follow."""
+    work = out / WORK
+    if (out / DENSE).is_dir() or any(last_complete_checkpoint(str(work / each)) for each in STAGES):
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    (out / TIMES).unlink(missing_ok=True)
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+
+
 def interrupted(job: Job) -> str:
     """How to go on after Ctrl-C."""
     if (Path(job.out) / WORK / JOB).is_file():
@@ -178,78 +195,13 @@ def _fine_tune(prepared: Prepared, work: Path, dense: Path, *, resume: bool, say
     set_seed(prepared.job.seed)
     model = prepared.model(prepared.job.model)
     say(f"fine-tuning, {prepared.steps[0]} steps")
-    _train(*_make_trainer(prepared, model, work, 0, []), 0, resume=resume)
+    train(*make_trainer(prepared, model, work, 0, []), 0, resume=resume)
 
     def write(partial: Path) -> None:
         model.save_pretrained(partial)
         prepared.tokenizer.save_pretrained(partial)
 
     write_folder(dense, write)
-
-
-def _train(trainer: Trainer, saver: SaveOnInterrupt, stage: int, *, resume: bool) -> None:
-    """Train from the last checkpoint, if there is one to resume from."""
-    checkpoint = last_complete_checkpoint(trainer.args.output_dir) if resume else None
-    bar = Bar("pruning" if stage else "fine-tuning")
-    trainer.add_callback(bar)
-    try:
-        with saver.listening():
-            trainer.train(resume_from_checkpoint=checkpoint)
-        if saver.interrupted:
-            # It came after the last step, while the model was made small.
-            raise KeyboardInterrupt
-    finally:
-        bar.close()
-        trainer.remove_callback(bar)
-
-
-def _make_trainer(
-    prepared: Prepared, model: PreTrainedModel, work: Path, stage: int, callbacks: list[Any]
-) -> tuple[Trainer, SaveOnInterrupt]:
-    """The stock Trainer of one of the two stages, and what listens to Ctrl-C."""
-    job, steps = prepared.job, prepared.steps[stage]
-    saver = SaveOnInterrupt()
-    # Each stage by itself draws the same, whether the one before was interrupted or not.
-    set_seed(job.seed)
-    trainer = LengthTrainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(work),
-            max_steps=steps,
-            per_device_train_batch_size=job.batch_size,
-            per_device_eval_batch_size=64,
-            learning_rate=prepared.rates[stage],
-            warmup_steps=round(0.06 * steps),
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-            logging_steps=max(1, steps // 50),
-            save_strategy="steps",
-            save_steps=max(1, steps // CHECKPOINTS),
-            save_total_limit=1,
-            report_to="none",
-            dataloader_pin_memory=torch.cuda.is_available(),
-            disable_tqdm=True,
-            seed=job.seed,
-        ),
-        train_dataset=prepared.tokens["train"],
-        eval_dataset=prepared.tokens["test"],
-        data_collator=prepared.task.collator(prepared.tokenizer),
-        compute_metrics=None if prepared.task.teaches_itself else prepared.task.compute_metrics,
-        processing_class=prepared.tokenizer,
-        callbacks=[*callbacks, saver],
-    )
-    # With our bar nobody needs its dictionaries.
-    trainer.remove_callback(PrinterCallback)
-    return trainer, saver
-
-
-def _evaluate(prepared: Prepared, trainer: Trainer, dense: str | None) -> dict[str, float]:
-    """Figures of the trainer's model; of embeddings the agreement with those of a dense model."""
-    if prepared.task.teaches_itself:
-        same = 100.0 if dense is None else agreement(prepared.model(dense), trainer.model, prepared)
-        return {"agreement": same}
-    found = trainer.evaluate()
-    ours = {name.removeprefix("eval_"): value for name, value in found.items()}
-    return {name: float(ours[name]) for name in prepared.task.metrics}
 
 
 def _keep_others(prepared: Prepared, work: Path, out: Path, dense: str) -> dict[str, dict[str, float]]:
@@ -263,8 +215,8 @@ def _keep_others(prepared: Prepared, work: Path, out: Path, dense: str) -> dict[
             shutil.rmtree(kept, ignore_errors=True)
             shutil.move(written, kept)
         model = prepared.model(str(kept))
-        trainer, _ = _make_trainer(prepared, model, work, 1, [])
-        found[kept.name] = _evaluate(prepared, trainer, dense)
+        trainer, _ = make_trainer(prepared, model, work, 1, [])
+        found[kept.name] = evaluate(prepared, trainer, dense)
         _write_sentence_model(prepared, model, kept)
     return found
 

@@ -12,8 +12,9 @@ from ..exporting.metric import IGNORED, ComputeMetrics
 from ..families import read_config
 from ..reports.folder import JOB, read_stored
 from .classes import are_unnamed, class_names
-from .data import read_any_splits, rows_to_judge
+from .data import read_any_splits
 from .preparing import TASKS, load_tokenizer, longest_row, tokenized
+from .splits import rows_to_judge
 from .tasks import Regression, Task, TextClassification
 
 ROWS_OF_BATCH = 64

@@ -83,8 +83,8 @@ class Job:
         return dict(json.loads(json.dumps({**dataclasses.asdict(self), "settings": settings})))
 
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
-        """What another job, in JSON form, has that this one has not."""
-        now = self.to_dict()
+        """What another job, in JSON form, has that this one has not; its folder may have moved."""
+        now = {name: value for name, value in self.to_dict().items() if name != "out"}
         return [
             f"{name}={earlier.get(name)!r} (got {now[name]!r})"
             for name in now

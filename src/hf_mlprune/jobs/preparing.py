@@ -23,11 +23,13 @@ from ..modeling.checkpoint import keep_present_names
 from ..modeling.family import Family
 from ..trainer.data import typical_length
 from .classes import are_unnamed, class_names, in_order
-from .data import divide, read_splits
+from .data import read_splits
 from .plan import Job
 from .question_answering import QuestionAnswering
 from .sentences import check_sentence_package
-from .tasks import Embeddings, Regression, Task, TextClassification, TokenClassification
+from .splits import divide
+from .tasks import Embeddings, Regression, Task, TextClassification
+from .token_classification import TokenClassification
 from .words import word_tokenizer
 
 #: Least steps, so that small data are learned and pruned as well.
