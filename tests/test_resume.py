@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_mlprune import PruningCallback, PruningConfig, attach
+from hf_mlprune.budgets.time import PARTS
+from hf_mlprune.encoders import inspect_encoder
+from hf_mlprune.latency_table import table_to_json
 from hf_mlprune.levels import LEVELS
 from hf_mlprune.schedule import make_schedules
 from hf_mlprune.trainer.resuming import check_resumed
@@ -143,6 +146,34 @@ def test_resuming_another_run_is_refused(settings, changes, message, tmp_path):
     trainer = make_trainer(tmp_path, make_model(), PruningCallback(**{**same, **settings}), **changes)
     with pytest.raises((ValueError, RuntimeError), match=message):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_table_of_times_may_lie_elsewhere_when_a_run_is_resumed(tmp_path):
+    model = make_model()
+    units = inspect_encoder(model).dense.units
+    times = {name: 1000 * torch.arange(units[group] + 1) for group, name in PARTS.items()}
+    times["rest_time"] = torch.tensor([1000])
+    about = {"engine": "torch", "batch": 1, "length": 16, "threads": 1}
+
+    def written(name: str, factor: int) -> Path:
+        slowed = {part: factor * table for part, table in times.items()}
+        file = tmp_path / name
+        file.write_text(json.dumps(table_to_json(slowed, inspect_encoder(model), **about)))
+        return file
+
+    before, after = written("before.json", 1), written("after.json", 3)
+
+    def callback(file):
+        return PruningCallback(speedup=1.2, length=16, latency_table=file)
+
+    straight = interrupted(tmp_path / "run", callback(before)).model.state_dict()
+    before.unlink()
+    trainer = make_trainer(
+        tmp_path / "run", make_model(), callback(after), save_strategy="steps", save_steps=12
+    )
+    trainer.train(resume_from_checkpoint=True)
+    resumed = trainer.model.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
 
 def test_resuming_other_settings_config_first_is_refused(tmp_path):

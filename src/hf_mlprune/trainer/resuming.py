@@ -131,7 +131,8 @@ def find_step1_teacher(args: TrainingArguments) -> str:
 def check_resumed(stored: Any, now: dict[str, Any], max_steps: int) -> None:
     """Refuse to take up a run with other settings than it was interrupted with.
 
-    Teachers are compared by what they are, not by how they were given.
+    Teachers are compared by what they are, not by how they were given. A table of times may lie elsewhere:
+    the checkpoint has its times.
 
     Args:
         stored: what the callback's ``state()`` was in the checkpoint.
@@ -147,7 +148,7 @@ def check_resumed(stored: Any, now: dict[str, Any], max_steps: int) -> None:
     # An earlier version may have written settings of other methods, or none that came later.
     with contextlib.suppress(ValueError):
         earlier = PruningConfig.from_dict(earlier).to_dict()
-    for name in sorted((set(earlier) | set(now["args"])) - {"teacher"}):
+    for name in sorted((set(earlier) | set(now["args"])) - {"teacher", "latency_table"}):
         before, after = earlier.get(name), now["args"].get(name)
         if before != after:
             raise ValueError(f"resume: expected {name}={before!r} as in the interrupted run, got {after!r}")
