@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hf_mlprune.jobs.classes import with_classes
 from hf_mlprune.jobs.data import read_splits
 from hf_mlprune.jobs.splits import divide, rows_to_judge
-from hf_mlprune.jobs.tasks import Regression
+from hf_mlprune.jobs.tasks import Regression, TextClassification
 from hf_mlprune.jobs.token_classification import TokenClassification
 from test_jobs import rows_of, write
 
@@ -116,3 +116,14 @@ def test_numbers_that_are_none_are_refused():
     data = of_labels([1.0, float("nan"), 2.0], [0.5, 1.5])
     with pytest.raises(ValueError, match="expected a number in every row of train, got rows without one"):
         Regression(data["train"], {}).prepare(data)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_blank_around_a_name_makes_no_other_class(words):
+    def of(*names):
+        return [[name] for name in names] if words else list(names)
+
+    data = of_labels(of("yes", "no "), of(" no", "yes"), words)
+    task = (TokenClassification if words else TextClassification)(data["train"], {})
+    assert task.prepare(data)["test"]["label"] == of(0, 1)
+    assert task.labels == ["no", "yes"]

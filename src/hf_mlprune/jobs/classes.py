@@ -18,8 +18,7 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
     Raises:
         ValueError: there is one class only, or so many that they are no classes.
     """
-    kind = data["train"].features[label]
-    numbered = isinstance(kind, ClassLabel)
+    numbered = isinstance(data["train"].features[label], ClassLabel)
     for name, rows in data.items():
         # Hub data sets have -1 where there is no class.
         empty = sum(value in (None, "") or (numbered and value == -1) for value in rows[label])
@@ -34,23 +33,39 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
                 "every word use --task token-classification, for several of a text the callback in a script "
                 "of your own"
             )
-    if numbered and all(rows.features[label] == kind for rows in data.values()):
+        if any(isinstance(value, float) and value % 1 for value in rows[label]):
+            raise ValueError(
+                f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
+                "regression, or name another column as in --column label=NAME"
+            )
+    return numbered_classes(data, label)
+
+
+def numbered_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]:
+    """Data whose label column holds indices of classes, one each or a list of them; and their names.
+
+    Raises:
+        ValueError: there is one class only, or so many that they are no classes; or no training example has
+            one of the test.
+    """
+    feature = data["train"].features[label]
+    kind = getattr(feature, "feature", feature)
+    if isinstance(kind, ClassLabel):
+        if not all(rows.features[label] == feature for rows in data.values()):
+            data = _as_numbered(_all_named(data, label), label, kind)
         return data, list(kind.names)
-    data = DatasetDict({name: named(rows, label) for name, rows in data.items()})
-    if numbered:
-        return as_numbered(data, label, kind), list(kind.names)
-    values = {_stripped(value) for rows in data.values() for value in rows[label]}
-    if any(isinstance(value, float) and not value.is_integer() for value in values):
-        raise ValueError(
-            f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
-            "regression, or name another column as in --column label=NAME"
-        )
-    names = check_number_of(names_of(values), label)
-    check_known(set(names) - {str(_stripped(value)) for value in data["train"][label]}, label)
-    return as_numbered(data, label, ClassLabel(names=names)), names
+    data = _all_named(data, label)
+    found = {name: _names_in(rows, label) for name, rows in data.items()}
+    names = _check_number_of(_sorted_names(set().union(*found.values())), label)
+    _check_known(set(names) - {str(value) for value in found["train"]}, label)
+    return _as_numbered(data, label, ClassLabel(names=names)), names
 
 
-def named(rows: Dataset, label: str) -> Dataset:
+def _all_named(data: DatasetDict, label: str) -> DatasetDict:
+    return DatasetDict({name: _named(rows, label) for name, rows in data.items()})
+
+
+def _named(rows: Dataset, label: str) -> Dataset:
     """Rows whose numbered classes, one each or a list of them, stand there by their names."""
     feature = rows.features[label]
     kind = getattr(feature, "feature", feature)
@@ -60,7 +75,7 @@ def named(rows: Dataset, label: str) -> Dataset:
     return _with_column(rows, label, values, Value("string") if kind is feature else ListOf(Value("string")))
 
 
-def as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
+def _as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
     """Data whose classes, one each or a list of them, are counted as the training examples count them.
 
     Args:
@@ -74,11 +89,11 @@ def as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict:
     found = DatasetDict()
     for name, rows in data.items():
         values = [_each(lambda value: str(_stripped(value)), value) for value in rows[label]]
-        names = {each for value in values for each in (value if isinstance(value, list) else [value])}
+        names = {str(value) for value in _names_in(rows, label)}
         places = {each: index for index, each in enumerate(kind.names)}
         if not names <= set(places) and all(x.isdigit() and int(x) < len(places) for x in names):
             places = {str(index): index for index in range(len(places))}
-        check_known(names - set(places), label)
+        _check_known(names - set(places), label)
         feature = ListOf(Value("int64")) if values and isinstance(values[0], list) else kind
         found[name] = _with_column(rows, label, [_each(places.get, value) for value in values], feature)
     return found
@@ -113,7 +128,13 @@ def in_order(data: DatasetDict, label: str, names: list[str], wanted: list[str])
     return found
 
 
-def names_of(values: Iterable[Any]) -> list[str]:
+def _names_in(rows: Dataset, label: str) -> set[Any]:
+    """The classes of rows, numbers as such, without blanks around them."""
+    lists = (value if isinstance(value, list) else [value] for value in rows[label])
+    return {_stripped(one) for each in lists for one in each}
+
+
+def _sorted_names(values: Iterable[Any]) -> list[str]:
     """Names of classes in order, numbers first: 10 behind 9. 9 in one file and "9" in another are one."""
     in_order = sorted(values, key=lambda value: (isinstance(value, str), value))
     return list(dict.fromkeys(map(str, in_order)))
@@ -137,7 +158,7 @@ def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-def check_known(unknown: set[str], label: str) -> None:
+def _check_known(unknown: set[str], label: str) -> None:
     """Refuse classes that no training example has."""
     if unknown:
         raise ValueError(
@@ -146,7 +167,7 @@ def check_known(unknown: set[str], label: str) -> None:
         )
 
 
-def check_number_of(names: list[str], label: str) -> list[str]:
+def _check_number_of(names: list[str], label: str) -> list[str]:
     """Names of classes as they are; refuses one alone, and so many that they are no classes."""
     if not 2 <= len(names) <= MOST_CLASSES:
         raise ValueError(

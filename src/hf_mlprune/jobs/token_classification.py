@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from datasets import ClassLabel, DatasetDict, Value
-from datasets import Sequence as ListOf
+from datasets import DatasetDict
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-from .classes import as_numbered, check_known, check_number_of, named, names_of
+from .classes import numbered_classes
 from .tasks import Task, logits_of
 from .words import as_in_text
 
@@ -48,26 +47,8 @@ class TokenClassification(Task):
                         f"data: expected a class for every word, got words without one in {label!r} "
                         f"({name}); take these rows out"
                     )
-        kind = data["train"].features[label].feature
-        alike = all(rows.features[label] == data["train"].features[label] for rows in data.values())
-        if isinstance(kind, ClassLabel) and alike:
-            self.labels = list(kind.names)
-            return data
-        data = DatasetDict({name: named(rows, label) for name, rows in data.items()})
-        if isinstance(kind, ClassLabel):
-            self.labels = list(kind.names)
-            return as_numbered(data, label, kind)
-        values = names_of({tag for part in data.values() for row in part[label] for tag in row})
-        self.labels = check_number_of(values, label)
-        check_known(set(values) - {str(tag) for row in data["train"][label] for tag in row}, label)
-        places = {name: index for index, name in enumerate(values)}
-        features = data["train"].features.copy()
-        features[label] = ListOf(Value("int64"))
-        return data.map(
-            lambda row: {label: [places[str(tag)] for tag in row[label]]},
-            features=features,
-            load_from_cache_file=False,
-        )
+        data, self.labels = numbered_classes(data, label)
+        return data
 
     def tokenize(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
         """See :meth:`Task.tokenize`."""
