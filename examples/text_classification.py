@@ -28,6 +28,7 @@ from transformers import (
 from comparison import encoder_weights, rows_per_second, show
 from hf_mlprune import PruningCallback
 from hf_mlprune.methods import METHODS
+from training import steps_of
 from wheel_assets import bbc_news, minilm_folder
 
 
@@ -37,8 +38,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="hub name or folder (default: MiniLM-L6 from a wheel)")
     parser.add_argument("--target", default="density=0.2", help="or speedup=3, 'latency=12 ms', 'size=50 MB'")
     parser.add_argument("--method", default="fisher", choices=METHODS)
-    parser.add_argument("--dense-steps", type=int, default=100)
-    parser.add_argument("--pruning-steps", type=int, default=200)
+    parser.add_argument("--dense-steps", type=steps_of, default=100)
+    parser.add_argument("--pruning-steps", type=steps_of, default=200)
     parser.add_argument("--max-length", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="downloads and results")

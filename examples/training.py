@@ -30,8 +30,8 @@ def options(description: str | None, *, model: str = MODEL, **defaults: Any) -> 
     )
     parser.add_argument("--model", help=model)
     parser.add_argument("--density", type=float, default=0.25, help="share of encoder weights to keep")
-    parser.add_argument("--dense-steps", type=int, default=200)
-    parser.add_argument("--pruning-steps", type=int, default=400)
+    parser.add_argument("--dense-steps", type=steps_of, default=200)
+    parser.add_argument("--pruning-steps", type=steps_of, default=400)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the fine-tune")
     parser.add_argument("--pruning-learning-rate", type=float, default=6e-4)
@@ -40,6 +40,14 @@ def options(description: str | None, *, model: str = MODEL, **defaults: Any) -> 
     parser.add_argument("--result", type=Path, help="JSON file for the figures")
     parser.set_defaults(**defaults)
     return parser
+
+
+def steps_of(text: str) -> int:
+    """A number of steps; Trainer would read 0 as none given, and train for three epochs."""
+    steps = int(text)
+    if steps < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 step or more, got {steps}")
+    return steps
 
 
 def fit(
