@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -422,6 +423,8 @@ def table(tmp_path_factory):
         "-m",
         "hf_mlprune.exporting.table",
         str(folder / "model"),
+        "--engine",
+        "onnx",
         "--length",
         "16",
         "--points",
@@ -433,6 +436,46 @@ def table(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return folder / "table.json", sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["./nowhere", "--engine", "torch"],
+            "or a name of the hub, got './nowhere'",
+        ),
+        (["MODEL", "--engine", "torch", "--length", "6400"], "length: expected at most 32 tokens"),
+        (["MODEL", "--engine", "torch", "--batch", "0"], "batch: expected a whole number from 1 up, got 0"),
+        (["MODEL"], "the following arguments are required: --engine"),
+    ],
+)
+def test_a_table_that_cannot_be_measured_is_said_in_a_line(options, message, tmp_path):
+    make_model().save_pretrained(tmp_path / "MODEL")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "hf_mlprune.exporting.table", *options, "--out", "t.json"],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_a_table_is_a_file(tmp_path):
+    with pytest.raises(ValueError, match="latency_table: expected a file, got 5"):
+        PruningConfig.create(speedup=2, latency_table=5)
+    attach(model := make_model(), PruningConfig.create(speedup=2, latency_table=tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"latency_table: expected a file, got .*, a folder"):
+        start(model, 20)
+
+
+def test_a_prediction_by_a_table_of_ones_own_names_it(table):
+    file, sizes = table
+    settings = PruningConfig.create(speedup=2, latency_table=file).to_dict()
+    found = report(make_model(**sizes), predicted_speedup=2.0)
+    assert found.latency_lines() == ["predicted 2.00x"]
+    named = dataclasses.replace(found, settings=settings).latency_lines()
+    assert named == ["predicted 2.00x by the times in table.json; measured in torch:"]
 
 
 def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
@@ -463,6 +506,7 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
     [
         ({"length": 8}, "latency_table: expected length 16, got 8 in"),
         ({"layers": 3}, "latency_table: expected layers 2, got 3 in"),
+        ({"family": "roberta"}, "latency_table: expected family bert, got 'roberta' in"),
         ({"hidden_size": 32}, "latency_table: expected hidden_size 64, got 32 in"),
         ({"length": "a", "hidden_size": None}, "latency_table: expected length 16, got 'a' in"),
         (

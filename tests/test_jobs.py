@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -33,6 +36,7 @@ from hf_mlprune.jobs import Job, prune
 from hf_mlprune.jobs.data import find_columns, read_splits
 from hf_mlprune.jobs.preparing import TASKS, describe, prepare
 from hf_mlprune.jobs.question_answering import _best, word_f1
+from hf_mlprune.jobs.showing import summary
 from hf_mlprune.jobs.splits import divide
 from hf_mlprune.reports.report import Report
 
@@ -291,6 +295,16 @@ def test_models_of_all_targets_are_kept_and_measured(tiny_bert, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", subfolder="density-0.6")
     assert 0.4 < report(model).density <= 0.6
     assert any(line.startswith("density-0.6: accuracy") for line in said)
+    # Side by side, sizes and times, too.
+    console = Console(width=200, file=io.StringIO())
+    console.print(summary(found))
+    shown = {line.split("│")[1].strip(): line for line in console.file.getvalue().splitlines() if "│" in line}
+    assert re.findall(r"[\d.]+%", shown["weights of the encoder"]) == [
+        "100%", f"{found.report.density:.1%}", f"{report(model).density:.1%}",
+    ]  # fmt: skip
+    assert len(re.findall(r"[\d,]{4,}", shown["parameters"])) == 3
+    times = next(line for name, line in shown.items() if name.startswith("ms, 1 x"))
+    assert times.count("x)") == 2
 
 
 def test_a_job_of_several_targets_goes_on_after_its_end_failed(tiny_bert, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from families import each_family
-from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, shrink, start
+from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.levels import LEVELS, ROW_SITES
 from hf_mlprune.methods import METHODS, setting_names
@@ -25,6 +26,46 @@ from hf_mlprune.state import pruning_state
 from support.methods import SETTINGS, each_method
 from support.models import assert_same_outputs, clone, loss_of, make_batch, make_model, prune
 from support.training import make_trainer
+
+
+class Divided(Ranking):
+    """Of one unit nobody knows the importance."""
+
+    def score(self, stage, gradients):
+        for gate, active in zip(stage.gates, stage.active, strict=True):
+            gate.scores[:active] = 1.0
+        stage.gates[-1].scores[0] = float("nan")
+
+
+class Infinite(Ranking):
+    """All units are infinitely important."""
+
+    def score(self, stage, gradients):
+        for gate, active in zip(stage.gates, stage.active, strict=True):
+            gate.scores[:active] = float("inf")
+
+
+def test_importance_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"importance of every unit, got NaN for 1 of 48 units of a group"):
+        prune(make_model(), PruningConfig.create(0.3, method=Divided))
+
+
+def test_every_layer_keeps_units_beside_others_of_infinite_importance():
+    model = make_model(num_hidden_layers=3)
+    prune(model, PruningConfig.create(0.3, method=Infinite))
+    shrink(model)
+    assert all(layer.heads[0] and layer.fc1[0] for layer in report(model).layers)
+
+
+class Misspelt(Divided):
+    """Its defaults are of no run."""
+
+    defaults: ClassVar = {"structured_fractoin": 0.3}
+
+
+def test_defaults_of_a_method_are_settings_of_a_run():
+    with pytest.raises(ValueError, match=r"defaults of .*Misspelt, got \['structured_fractoin'\]"):
+        PruningConfig.create(0.3, method=Misspelt)
 
 
 @each_family

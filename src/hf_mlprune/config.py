@@ -157,6 +157,11 @@ class PruningConfig:
         chosen = settings.get("method", PRESETS[preset].get("method", cls.method))
         method = find_method(chosen) if isinstance(chosen, str) else chosen
         settings = {**settings, "method": name_of(method)}
+        unknown = sorted(set(method.defaults) - set(cls.run_settings()))
+        if unknown:
+            raise ValueError(
+                f"method: expected settings of a run in the defaults of {settings['method']}, got {unknown}"
+            )
         usual = {**method.defaults, **PRESETS[preset]}
         own, settings = split_settings(method, settings, cls.run_settings())
         given = method.Settings(**own)
@@ -205,6 +210,8 @@ class PruningConfig:
             object.__setattr__(self, "encoder", (self.encoder,))
         if isinstance(self.latency_table, os.PathLike):
             object.__setattr__(self, "latency_table", os.fspath(self.latency_table))
+        if self.latency_table is not None and not isinstance(self.latency_table, str):
+            raise ValueError(f"latency_table: expected a file, got {self.latency_table!r}")
         for name in ("levels", "row_sites", "block_shape", "exclude", "encoder", "targets"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)):

@@ -72,7 +72,7 @@ def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int 
             state.get_buffer("linear_bytes").fill_(sum(dense_bytes(each.sizes()) for each in states))
         if "rest_time" in state.tables():
             if config.latency_table is not None:
-                found = read_table(Path(config.latency_table), state, tokens_of(encoder))
+                found = read_table(Path(config.latency_table), state, encoder)
             else:
                 with using_threads(config.threads):
                     found = measure_times(encoder, config.batch, tokens)

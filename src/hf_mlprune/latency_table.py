@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .budgets.time import PARTS
-from .encoders import Encoder, inspect_encoder
+from .encoders import Encoder, inspect_encoder, tokens_of
 from .state import PruningState, pruning_states
 
 TABLE_VERSION = 1
@@ -34,6 +34,7 @@ def table_to_json(
     about = {"engine": engine, "batch": batch, "length": length, "threads": threads}
     sizes = {group: encoder.dense.units[group] for group in PARTS}
     sizes["hidden_size"] = encoder.dense.sizes.hidden_size
+    about["family"] = encoder.family.name
     return {"version": TABLE_VERSION, **about, "layers": len(encoder.layers), **sizes, "nanoseconds": times}
 
 
@@ -58,29 +59,33 @@ def measured_table(model: nn.Module) -> dict[str, Any] | None:
     )
 
 
-def read_table(file: Path, state: PruningState, image_tokens: int | None = None) -> dict[str, Tensor]:
+def read_table(file: Path, state: PruningState, encoder: Encoder) -> dict[str, Tensor]:
     """Read a table of times that was measured elsewhere, and the length that it is for.
 
     Args:
         file: as :func:`table_to_json` has it.
         state: of a run, whose settings say the batch, and length and threads if they do.
-        image_tokens: of an encoder of images, which has no other length.
+        encoder: that the state is of.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no table, or one of other sizes or another shape.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"latency_table: expected a file, got {file}, where nothing is")
+        came = "a folder" if file.is_dir() else "where nothing is"
+        raise FileNotFoundError(f"latency_table: expected a file, got {file}, {came}")
+    image_tokens = tokens_of(encoder)
     wanted = _wanted(state, image_tokens)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        given = {name: data.get(name) for name in ("hidden_size", *wanted)}
+        given = {name: data.get(name) for name in ("hidden_size", "family", *wanted)}
     except (AttributeError, ValueError) as error:
         raise _no_table(file, error) from error
+    # Earlier tables have none of these.
     if given["hidden_size"] is not None:
-        # Earlier tables have none.
         wanted["hidden_size"] = state.dense.sizes.hidden_size
+    if given["family"] is not None:
+        wanted["family"] = encoder.family.name
     for name, value in wanted.items():
         if given[name] != value:
             raise ValueError(f"latency_table: expected {name} {value}, got {given[name]!r} in {file}")
@@ -97,10 +102,10 @@ def read_table(file: Path, state: PruningState, image_tokens: int | None = None)
     return found
 
 
-def _wanted(state: PruningState, image_tokens: int | None) -> dict[str, int]:
+def _wanted(state: PruningState, image_tokens: int | None) -> dict[str, Any]:
     """What a table must be of, to count for a run."""
     config = state.config
-    wanted = {"version": TABLE_VERSION, "batch": config.batch, "layers": len(state.base)}
+    wanted: dict[str, Any] = {"version": TABLE_VERSION, "batch": config.batch, "layers": len(state.base)}
     wanted |= {group: state.dense.units[group] for group in PARTS}
     if config.length is not None and image_tokens is None:
         wanted["length"] = config.length

@@ -183,8 +183,9 @@ class PrunableMixin(PreTrainedModel):
             if missing:
                 raise ValueError(
                     f"resume: expected every tensor of the encoder in the checkpoint, but {len(missing)} are "
-                    f"not there under their present names, e.g. {missing[0]!r}; load the folder by its Auto "
-                    "class and save it again, which writes present names, or start the run anew"
+                    f"not there under their present names, e.g. {missing[0]!r}; give the method and the kind "
+                    "of target of the interrupted run. If they are the same, an earlier version wrote these "
+                    "names: load the folder by its Auto class and save it again, or start the run anew"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -154,6 +154,14 @@ class Stage(ABC):
 
     def _with_minimum(self, values: Tensor, candidates: Tensor) -> Tensor:
         values = values.detach().cpu().double().clone()
+        unknown = int(values[candidates].isnan().sum())
+        if unknown:
+            raise ValueError(
+                f"method: expected the importance of every unit, got NaN for {unknown} of "
+                f"{int(candidates.sum())} units of a group; does the method divide by 0?"
+            )
+        # Those always kept stand before units of infinite importance, too.
+        values = values.clamp(max=torch.finfo(values.dtype).max)
         order = values.argsort(descending=True, stable=True)
         values[order[candidates[order]][: self.minimum]] = torch.inf
         return values

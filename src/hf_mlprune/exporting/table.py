@@ -7,6 +7,7 @@ or OpenVINO, or for the machine that will serve, make a table there, and give it
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from transformers import AutoModel
 
 from ..costs import FFN_POINTS, measure_times
 from ..encoders import Encoder, inspect_encoder, tokens_of
+from ..families import read_config
 from ..files import write_json
 from ..latency_table import table_to_json
 from ..timing import using_threads
@@ -97,28 +99,34 @@ def main() -> None:
     """Measure a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="folder or hub name of a model of the family and sizes")
-    parser.add_argument("--engine", choices=NAMES, default="onnx")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--engine", choices=NAMES, required=True)
+    parser.add_argument("--batch", type=int, default=1, help="sequences, or images (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=128, help="tokens of each (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of the engine (default: %(default)s)"
+    )
     parser.add_argument(
         "--points",
         type=int,
         default=FFN_POINTS,
-        help="at most so many widths of the FFN",
+        help="at most so many widths of the FFN (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
-    model = AutoModel.from_pretrained(args.model)
-    found = measure_table(
-        model,
-        engine=args.engine,
-        batch=args.batch,
-        length=args.length,
-        threads=args.threads,
-        ffn_points=args.points,
-    )
-    write_json(args.out, found)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        read_config(args.model, "model: expected a folder")
+        found = measure_table(
+            AutoModel.from_pretrained(args.model),
+            engine=args.engine,
+            batch=args.batch,
+            length=args.length,
+            threads=args.threads,
+            ffn_points=args.points,
+        )
+        write_json(args.out, found)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        parser.error(str(error))
     Console().print(f"{args.out}: {args.engine}, {args.batch} x {args.length} tokens")
 
 

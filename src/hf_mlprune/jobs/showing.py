@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from ..modeling.pretrained import REPORT_FILE
+from ..reports.report import Report
 from .job import JobReport
 
 #: Points by which a pruned model that is better than the dense one says that this one was trained too little.
 UNFINISHED = 1.0
+
+
+def _report(folder: Path) -> Report:
+    """Of the model of an earlier target."""
+    return Report.from_dict(json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
 
 
 def summary(found: JobReport) -> Group:
@@ -18,14 +28,15 @@ def summary(found: JobReport) -> Group:
     for name, value in found.dense_metrics.items():
         others = (f"{metrics[name]:.1f}" for metrics in found.others.values())
         table.add_row(name, f"{value:.1f}", f"{found.pruned_metrics[name]:.1f}", *others)
-    report = found.report
-    table.add_row("parameters", f"{report.parameters[1]:,}", f"{report.parameters[0]:,}")
-    table.add_row("weights of the encoder", "100%", f"{report.density:.1%}")
-    for row in report.latency[:2]:
-        shape = f"ms, {row.batch} x {row.length} tokens"
-        table.add_row(
-            shape, f"{row.dense_seconds * 1e3:.1f}", f"{row.pruned_seconds * 1e3:.1f} ({row.speedup:.1f}x)"
-        )
+    reports = [found.report, *(_report(Path(found.out) / name) for name in found.others)]
+    dense = found.report.parameters[1]
+    table.add_row("parameters", f"{dense:,}", *(f"{each.parameters[0]:,}" for each in reports))
+    table.add_row("weights of the encoder", "100%", *(f"{each.density:.1%}" for each in reports))
+    for rows in list(zip(*(each.latency for each in reports), strict=False))[:2]:
+        first = rows[0]
+        times = (f"{row.pruned_seconds * 1e3:.1f} ({row.speedup:.1f}x)" for row in rows)
+        shape = f"ms, {first.batch} x {first.length} tokens"
+        table.add_row(shape, f"{first.dense_seconds * 1e3:.1f}", *times)
     notes = []
     if found.pruned_metrics[found.metric] > found.dense_metrics[found.metric] + UNFINISHED:
         notes.append(

@@ -78,8 +78,6 @@ class PrunedFolder:
             lines.append(f"on disk: {self.file_bytes / 1e6:.1f} MB")
         for name, (dense, pruned) in self.metrics.items():
             lines.append(f"{name}: {pruned:.1f}, dense {dense:.1f}")
-        if found.predicted_speedup is not None:
-            lines.append(f"speed predicted from the table of times: {found.predicted_speedup:.2f}x")
         return lines + found.latency_lines()
 
 

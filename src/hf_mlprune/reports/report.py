@@ -140,9 +140,15 @@ class Report:
         return table
 
     def latency_lines(self) -> list[str]:
-        """What was measured, one line each."""
+        """The speedup that was predicted, and what was measured, one line each."""
         several = len({row.encoder for row in self.latency}) > 1
-        return [f"{row.encoder}: {row}" if several else str(row) for row in self.latency]
+        measured = [f"{row.encoder}: {row}" if several else str(row) for row in self.latency]
+        if self.predicted_speedup is None:
+            return measured
+        # Another engine's, maybe: what is measured here is torch.
+        table = (self.settings or {}).get("latency_table")
+        source = f" by the times in {Path(table).name}; measured in torch:" if table else ""
+        return [f"predicted {self.predicted_speedup:.2f}x{source}", *measured]
 
     @property
     def has_blocks(self) -> bool:
@@ -192,7 +198,6 @@ def print_end(found: Report, settings: PruningConfig, saved: Path | None = None)
     console = Console(stderr=True)
     console.print(found.table())
     multiplied = [f"block-sparse layers: {count} {how}" for how, count in found.multiplied.items()]
-    predicted = [f"predicted {found.predicted_speedup:.2f}x"] if found.predicted_speedup else []
     folder = [f"saved in {saved}"] if saved is not None else []
-    for line in (*multiplied, *predicted, *found.latency_lines(), landed, *folder):
+    for line in (*multiplied, *found.latency_lines(), landed, *folder):
         console.print(line)

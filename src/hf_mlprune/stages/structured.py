@@ -57,10 +57,11 @@ class StructuredStage(Stage):
             return super().unreachable(share, least)
         budget = self.budget
         dense, floor = budget.whole, budget.rest + least * budget.total
+        rest = f"{budget.obstacle} take {budget.describe(budget.rest)}, and " if budget.rest else ""
         return (
             f"{name}={value!r} cannot be reached: the least is {budget.describe(floor)} of "
-            f"{budget.describe(dense)}, {dense / max(floor, 1):.2f} times less; {budget.obstacle} take "
-            f"{budget.describe(budget.rest)}, and every layer keeps minimum_units={self.minimum} of each kind"
+            f"{budget.describe(dense)}, {dense / max(floor, 1):.2f} times less; {rest}every layer keeps "
+            f"minimum_units={self.minimum} of each kind"
         )
 
     def fit(self, priorities: Sequence[Tensor], share: float, *, final: bool) -> list[Tensor]:
