@@ -32,9 +32,9 @@ def table_to_json(
     """
     times = {name: {str(i): int(t) for i, t in enumerate(table) if t >= 0} for name, table in tables.items()}
     about = {"engine": engine, "batch": batch, "length": length, "threads": threads}
+    about["family"] = encoder.family.name
     sizes = {group: encoder.dense.units[group] for group in PARTS}
     sizes["hidden_size"] = encoder.dense.sizes.hidden_size
-    about["family"] = encoder.family.name
     return {"version": TABLE_VERSION, **about, "layers": len(encoder.layers), **sizes, "nanoseconds": times}
 
 
@@ -76,16 +76,14 @@ def read_table(file: Path, state: PruningState, encoder: Encoder) -> dict[str, T
         raise FileNotFoundError(f"latency_table: expected a file, got {file}, {came}")
     image_tokens = tokens_of(encoder)
     wanted = _wanted(state, image_tokens)
+    # Earlier tables have none of these.
+    later = {"hidden_size": state.dense.sizes.hidden_size, "family": encoder.family.name}
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        given = {name: data.get(name) for name in ("hidden_size", "family", *wanted)}
+        given = {name: data.get(name) for name in (*later, *wanted)}
     except (AttributeError, ValueError) as error:
         raise _no_table(file, error) from error
-    # Earlier tables have none of these.
-    if given["hidden_size"] is not None:
-        wanted["hidden_size"] = state.dense.sizes.hidden_size
-    if given["family"] is not None:
-        wanted["family"] = encoder.family.name
+    wanted |= {name: value for name, value in later.items() if given[name] is not None}
     for name, value in wanted.items():
         if given[name] != value:
             raise ValueError(f"latency_table: expected {name} {value}, got {given[name]!r} in {file}")

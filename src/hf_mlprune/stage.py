@@ -153,7 +153,7 @@ class Stage(ABC):
         return order, self._counter(gate_of[order], unit_of[order])
 
     def _with_minimum(self, values: Tensor, candidates: Tensor) -> Tensor:
-        values = values.detach().cpu().double().clone()
+        values = values.detach().cpu().double()
         unknown = int(values[candidates].isnan().sum())
         if unknown:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
@@ -20,20 +20,21 @@ def with_classes(data: DatasetDict, label: str) -> tuple[DatasetDict, list[str]]
     """
     numbered = isinstance(data["train"].features[label], ClassLabel)
     for name, rows in data.items():
+        values = list(rows[label])
         # Hub data sets have -1 where there is no class.
-        empty = sum(value in (None, "") or (numbered and value == -1) for value in rows[label])
+        empty = sum(value in (None, "") or (numbered and value == -1) for value in values)
         if empty:
             raise ValueError(
                 f"data: expected a class in every row, got {empty} rows without one in {label!r} ({name}); "
                 "take them out"
             )
-        if any(isinstance(value, list) for value in rows[label]):
+        if any(isinstance(value, list) for value in values):
             raise ValueError(
                 f"data: expected one class in every row, got lists in {label!r} ({name}); for a class of "
                 "every word use --task token-classification, for several of a text the callback in a script "
                 "of your own"
             )
-        if any(isinstance(value, float) and value % 1 for value in rows[label]):
+        if any(isinstance(value, float) and value % 1 for value in values):
             raise ValueError(
                 f"data: expected classes in the column {label!r}, got numbers with fractions; use --task "
                 "regression, or name another column as in --column label=NAME"
@@ -89,7 +90,7 @@ def _as_numbered(data: DatasetDict, label: str, kind: ClassLabel) -> DatasetDict
     found = DatasetDict()
     for name, rows in data.items():
         values = [_each(lambda value: str(_stripped(value)), value) for value in rows[label]]
-        names = {str(value) for value in _names_in(rows, label)}
+        names = set(_flat(values))
         places = {each: index for index, each in enumerate(kind.names)}
         if not names <= set(places) and all(x.isdigit() and int(x) < len(places) for x in names):
             places = {str(index): index for index in range(len(places))}
@@ -130,8 +131,13 @@ def in_order(data: DatasetDict, label: str, names: list[str], wanted: list[str])
 
 def _names_in(rows: Dataset, label: str) -> set[Any]:
     """The classes of rows, numbers as such, without blanks around them."""
-    lists = (value if isinstance(value, list) else [value] for value in rows[label])
-    return {_stripped(one) for each in lists for one in each}
+    return {_stripped(one) for one in _flat(rows[label])}
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Values, or the entries of those that are lists."""
+    for value in values:
+        yield from value if isinstance(value, list) else [value]
 
 
 def _sorted_names(values: Iterable[Any]) -> list[str]:

@@ -165,6 +165,11 @@ def _forget_if_nothing_is_done(out: Path) -> None:
         out.rmdir()
 
 
+def stored_report(folder: Path) -> dict[str, Any]:
+    """The report beside a pruned model, in JSON form."""
+    return dict(json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
+
+
 def interrupted(job: Job) -> str:
     """How to go on after Ctrl-C."""
     if (Path(job.out) / WORK / JOB).is_file():
@@ -247,6 +252,6 @@ def _write(prepared: Prepared, model: PreTrainedModel, trainer: Trainer, out: Pa
     record = {**found.to_dict(), "job": prepared.job.to_dict()}
     write_json(out / JOB, record)
     for name, metrics in found.others.items():
-        report = json.loads((out / name / REPORT_FILE).read_text(encoding="utf-8"))
+        report = stored_report(out / name)
         own = {"out": str(out / name), "pruned_metrics": metrics, "report": report, "others": {}}
         write_json(out / name / JOB, {**record, **own})

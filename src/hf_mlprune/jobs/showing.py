@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from ..modeling.pretrained import REPORT_FILE
 from ..reports.report import Report
-from .job import JobReport
+from .job import JobReport, stored_report
 
 #: Points by which a pruned model that is better than the dense one says that this one was trained too little.
 UNFINISHED = 1.0
-
-
-def _report(folder: Path) -> Report:
-    """Of the model of an earlier target."""
-    return Report.from_dict(json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
 
 
 def summary(found: JobReport) -> Group:
@@ -28,7 +21,8 @@ def summary(found: JobReport) -> Group:
     for name, value in found.dense_metrics.items():
         others = (f"{metrics[name]:.1f}" for metrics in found.others.values())
         table.add_row(name, f"{value:.1f}", f"{found.pruned_metrics[name]:.1f}", *others)
-    reports = [found.report, *(_report(Path(found.out) / name) for name in found.others)]
+    stored = [stored_report(Path(found.out) / name) for name in found.others]
+    reports = [found.report, *map(Report.from_dict, stored)]
     dense = found.report.parameters[1]
     table.add_row("parameters", f"{dense:,}", *(f"{each.parameters[0]:,}" for each in reports))
     table.add_row("weights of the encoder", "100%", *(f"{each.density:.1%}" for each in reports))
