@@ -268,6 +268,21 @@ def test_density_that_cannot_be_reached():
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "snip"},
+        {"minimum_units": 0},
+        {"minimum_units": 0, "levels": ("attention", "ffn")},
+    ],
+)
+def test_a_density_that_would_leave_nothing_of_the_encoder(settings):
+    model = make_model(num_hidden_layers=1)
+    attach(model, PruningConfig.create(1e-5, **settings))
+    with pytest.raises(ValueError, match=r"density 1e-05 cannot be reached: what is always kept .* one unit"):
+        start(model, 100)
+
+
+@pytest.mark.parametrize(
     "settings", [{}, {"row_sites": GROUPS[1:]}, {"preset": "paper", "attention_weight": 0.0}]
 )
 def test_a_pruned_model_is_only_trained_at_the_density_that_it_has(settings, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,19 @@ PROBED_VOCABULARY = 1024
 #: Points of a table: shares of an FFN's rows, and at most so many counts of heads.
 FFN_POINTS = 24
 HEAD_POINTS = 12
-#: Rounds that are counted: at most, and at least where calls are so long that fewer points must do.
-ROUNDS, LEAST_ROUNDS = 15, 3
-BUDGET_SECONDS = 180.0
+#: Each encoder is opened anew so many times, as where its weights lie in memory is worth some percent of its
+#: time: at most, and at least where calls are so long that fewer points must do.
+OPENINGS, LEAST_OPENINGS = 5, 3
+#: Rounds that are counted of each opening: at most. One more goes before them.
+ROUNDS = 3
+BUDGET_SECONDS = 240.0
 #: What a thin encoder takes on average, over the dense one of as many layers.
 MEAN_TIME = 0.75
+
+#: Gives a new instance of a network, as something to call.
+Opener = Callable[[], Callable[[], object]]
+#: Heads, FFN rows and layers of a thin encoder.
+Shape = tuple[int, int, int]
 
 
 def measure_costs(model: nn.Module, states: Sequence[PruningState], length: int | None = None) -> None:
@@ -119,21 +128,21 @@ def measure_times(
     encoder: Encoder,
     batch: int,
     length: int,
-    make: Callable[..., Callable[[], object]] | None = None,
+    make: Callable[[nn.Module, Mapping[str, Tensor]], Opener] | None = None,
     ffn_points: int = FFN_POINTS,
 ) -> dict[str, Tensor]:
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
-    differ in. Where a call takes long, fewer widths are timed, so that each is timed several times: of widths
-    timed once a run would choose those that only seemed fast. Sums of parts are brought to the times of whole
-    encoders: the dense one, and those of about a half, a quarter and an eighth of its heads and rows.
+    differ in. Each is opened and timed several times. Where a call takes long, fewer widths are timed: of
+    widths timed once a run would choose those that only seemed fast. Sums of parts are brought to the times
+    of whole encoders: the dense one, and those of about a half, a quarter, an eighth of its heads and rows.
 
     Args:
         encoder: gives family, sizes, device and dtype.
         batch: sequences, or images.
         length: tokens per sequence.
-        make: turns a thin encoder and its inputs into something to call; in torch, if left out.
+        make: turns a thin encoder and its inputs into what opens it; in torch, if left out.
         ffn_points: at most so many widths of the FFN are measured, besides 0.
 
     Raises:
@@ -152,12 +161,13 @@ def measure_times(
     elif "attention_mask" in inputs:
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
 
-    def prepared(heads: int, rows: int, layers: int) -> Callable[[], object]:
-        return (make or _call)(_thin(encoder, heads, rows, layers), inputs)
+    def opener(shape: Shape) -> Opener:
+        # In torch it is made again each time: dozens of them are not kept twice.
+        return make(_thin(encoder, *shape), inputs) if make else lambda: _call(_thin(encoder, *shape), inputs)
 
     # Weights are drawn at random: the run's own random numbers go on as if nothing had been.
     with torch.random.fork_rng(devices=[]):
-        probe = prepared(dense.units["heads"], dense.units["fc1"], probed)
+        probe = opener((dense.units["heads"], dense.units["fc1"], probed))()
     with torch.inference_mode():
         seconds = interleave([probe], rounds=3, warmup=1, budget_seconds=10).seconds[0]
     share = share_of_points(seconds, HEAD_POINTS + ffn_points, count / probed)
@@ -168,12 +178,8 @@ def measure_times(
     shapes = [(*each, count) for each in ((0, 0), *whole)]
     shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
     with torch.random.fork_rng(devices=[]):
-        networks = {shape: prepared(*shape) for shape in dict.fromkeys(shapes)}
-    with torch.inference_mode():
-        variants = [networks[shape] for shape in shapes]
-        timing = interleave(variants, rounds=ROUNDS, warmup=1, budget_seconds=BUDGET_SECONDS)
-    # By ratios: a machine that drifts slows all variants of a round alike.
-    bare, *times = (1e9 * timing.seconds[0] / ratio for ratio in timing.ratios)
+        openers = {shape: opener(shape) for shape in dict.fromkeys(shapes)}
+        bare, *times = (1e9 * seconds for seconds in _times(openers, shapes))
     widths = {"heads": heads, "fc1": rows}
     found = {"heads": times[len(whole) :][: len(heads)], "fc1": times[len(whole) + len(heads) :]}
     parts = {group: np.maximum(0, np.subtract(found[group], found[group][0])) for group in PARTS}
@@ -193,6 +199,26 @@ def measure_times(
     return tables
 
 
+def _times(openers: Mapping[Shape, Opener], shapes: Sequence[Shape]) -> list[float]:
+    """Seconds of a call of each network: medians over its instances."""
+    began, found = time.perf_counter(), []
+    for opening in range(OPENINGS):
+        if opening >= LEAST_OPENINGS and time.perf_counter() - began > BUDGET_SECONDS:
+            break
+        networks = {shape: opened() for shape, opened in openers.items()}
+        variants = [networks[shape] for shape in shapes]
+        budget = BUDGET_SECONDS / OPENINGS
+        with torch.inference_mode():
+            timing = interleave(variants, rounds=ROUNDS, warmup=1, budget_seconds=budget)
+        found.append(timing.seconds)
+        # Before the next ones are made.
+        del networks, variants
+    totals = np.sum(found, axis=1, keepdims=True)
+    # By shares of all: a machine that drifts slows all networks of an opening alike.
+    medians = np.median(np.asarray(found) / totals, axis=0) * np.median(totals)
+    return [float(seconds) for seconds in medians]
+
+
 def _nearest(widths: Sequence[int], part: int) -> int:
     """The width nearest to this part of the last one, but more than none."""
     return min(widths[1:], key=lambda width: abs(width - widths[-1] / part))
@@ -206,7 +232,7 @@ def share_of_points(seconds: float, most: int, layers: float) -> float:
         most: points, if calls are short.
         layers: of the whole encoder, over those few.
     """
-    calls = BUDGET_SECONDS / (LEAST_ROUNDS + 1) / seconds
+    calls = BUDGET_SECONDS / (2 * LEAST_OPENINGS) / seconds
     # The whole encoders take the time of two dense ones.
     return min(1.0, max(1 / 3, (calls - 2 * layers) / (MEAN_TIME * most)))
 

@@ -103,12 +103,15 @@ class Stage(ABC):
             Per gate, bool ``(active units,)``. Equal priorities keep the lower index.
 
         Raises:
-            ValueError: the units that every gate keeps cost more.
+            ValueError: the units that every gate keeps cost more; or no unit at all fits, and nothing else
+                would be left.
         """
         order, counter = self._rank(priorities)
         least, limit = self._least_units(), self.limit(share)
         if counter.cost(least) > limit:
             raise ValueError(self.unreachable(share, counter.cost(least) / self.total))
+        if not counter.cost(0) and not len(counter.fill(0, limit)):
+            raise ValueError(self.unreachable(share, counter.cost(1) / self.total))
         prefix = _bisect(counter, least, len(order), limit)
         chosen = order[:prefix]
         if final:
@@ -120,9 +123,9 @@ class Stage(ABC):
     def unreachable(self, share: float, least: float) -> str:
         """Say that a share is below what is always kept."""
         return (
-            f"density {share:g} cannot be reached: what is always kept (minimum_units={self.minimum}, sites "
-            f"that are not pruned) is {least:.4f} of the weights; raise the density, prune more levels or "
-            "row_sites, or lower minimum_units"
+            f"density {share:g} cannot be reached: what is always kept (minimum_units={self.minimum}, one unit "
+            f"at least, sites that are not pruned) is {least:.4f} of the weights; raise the density, prune more "
+            "levels or row_sites, or lower minimum_units"
         )
 
     def limit(self, share: float) -> float:

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from ..costs import FFN_POINTS, measure_times
+from ..costs import FFN_POINTS, Opener, measure_times
 from ..encoders import Encoder, inspect_encoder, tokens_of
 from ..families import read_config
 from ..files import write_json
@@ -83,16 +83,20 @@ def in_engine(
     folder: Path,
     network: nn.Module,
     inputs: Mapping[str, Tensor],
-) -> Callable[[], object]:
-    """A thin encoder in an engine, as something to call."""
+) -> Opener:
+    """Write an encoder for an engine: what opens it there, as something to call."""
     names = tuple(inputs)
     thin: Any = network.float().cpu()
     made = source.Source(thin, thin, encoder, names, None)
     target = folder / str(len(list(folder.iterdir())))
     target.mkdir()
     export.ENGINES[engine].write(made, target)
-    run = export.ENGINES[engine].load(target, threads)
-    return lambda: run(dict(inputs))
+
+    def opened() -> Callable[[], object]:
+        run = export.ENGINES[engine].load(target, threads)
+        return lambda: run(dict(inputs))
+
+    return opened
 
 
 def main() -> None:
