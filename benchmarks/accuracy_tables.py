@@ -9,7 +9,7 @@ import json
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from accuracy import DENSE, PRUNING_RATE, finished
 from accuracy import METHODS as PRUNED
 from accuracy_tasks import PLANS
 from common import RESULTS
+from tables import markdown, signed
+from target_tables import against_density_table, several_sizes_table, targets_table
 
 ROOT = Path(__file__).parents[1]
 #: As the tables have them, left to right and top to bottom.
@@ -25,6 +27,8 @@ TASKS, METHODS = tuple(PLANS), (*DENSE, *PRUNED)
 Line = dict[str, Any]
 #: Of an ablation that does not say another.
 USUAL_DENSITY = 0.2
+#: Density -> learning rate, where another than the usual one was better on held-back rows.
+CHOSEN_RATES = {0.5: 2e-4}
 #: Of fields in a plot.
 COLUMNS = 3
 #: Of methods in a plot, for each ten that share the same colours.
@@ -50,15 +54,16 @@ class Cell:
     density: float
 
 
-def cells(lines: Iterable[Line], model: str) -> dict[tuple[str, float, int, str], Cell]:
-    """Of one model: method, density asked for, number of steps over the plan's, task -> cell."""
+def cells(lines: Iterable[Line], model: str) -> dict[tuple[str, float, int, float, str], Cell]:
+    """Of one model: method, density asked for, number of steps over the plan's, rate, task -> cell."""
     mine = [line for line in lines if line["model"] == model and line["settings"] == "{}"]
     dense = {(line["task"], line["seed"]): line for line in mine if line["method"] == "dense"}
     groups = defaultdict(list)
     for line in mine:
         if (line["task"], line["seed"]) in dense:
             more = round(line["steps"] / dense[line["task"], line["seed"]]["steps"])
-            groups[line["method"], line["target_density"], more, line["task"]].append(line)
+            rate = PRUNING_RATE if line["method"] in DENSE else line["learning_rate"]
+            groups[line["method"], line["target_density"], more, rate, line["task"]].append(line)
     return {key: _cell(group, dense) for key, group in groups.items()}
 
 
@@ -88,16 +93,17 @@ def main_table(lines: Iterable[Line], model: str) -> str:
     """Methods x tasks: the dense metric, and what the others lose or win against it."""
     lines = list(lines)
     found, speeds = cells(lines, model), speedups(lines, model)
-    rows = sorted({key[:3] for key in found}, key=lambda row: (METHODS.index(row[0]), -row[1], row[2]))
-    tasks = [task for task in TASKS if any(key[3] == task for key in found)]
+    rows = sorted({key[:4] for key in found}, key=lambda row: (METHODS.index(row[0]), -row[1], *row[2:]))
+    tasks = [task for task in TASKS if any(key[4] == task for key in found)]
     head = ["method", "weights", "speed", *tasks]
     body = []
     for row in rows:
         mine = {task: found[*row, task] for task in tasks if (*row, task) in found}
-        method, density, more = row
+        method, density, more, rate = row
         share = 100 * statistics.fmean(cell.density for cell in mine.values())
         speed = f"{speeds[method, density]:.1f}x" if (method, density) in speeds else ""
         name = method if more == 1 else f"{method}, {more}x the steps"
+        name += "" if rate == PRUNING_RATE else f", learning rate {rate:g}"
         shown = [_shown(mine.get(task), is_dense=method == "dense") for task in tasks]
         body.append([name, f"{share:.0f} %", speed, *shown])
     return markdown(head, body)
@@ -110,11 +116,6 @@ def _shown(cell: Cell | None, *, is_dense: bool) -> str:
         return f"{cell.metric:.1f} ({cell.seeds})"
     error = f" ± {cell.error:.1f}" if cell.error is not None else ""
     return f"{signed(cell.change)}{error} ({cell.seeds})"
-
-
-def signed(value: float) -> str:
-    """A change, with its sign."""
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def ablation_table(lines: Iterable[Line]) -> str:
@@ -145,66 +146,6 @@ def _ablated(group: Sequence[Line]) -> str:
     metric = statistics.fmean(line["metric"] for line in group)
     loss = statistics.fmean(line["metrics"]["loss"] for line in group)
     return f"{metric:.1f}, {loss:.3f} ({len(group)})"
-
-
-def against_density_table(lines: Iterable[Line], model: str) -> str:
-    """`speedup=` beside `density=` of about the same latency: tasks x targets, means over the seeds."""
-    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    timed: set[tuple[str, int, float]] = set()
-    mine = [line for line in lines if line["model"] == model and line["method"] == "default"]
-    for line in mine:
-        speedup = json.loads(line["settings"]).get("speedup")
-        if speedup is not None:
-            groups[line["task"], f"`speedup={speedup:g}`"].append(line)
-            # Asked for the same density, a run would be the one to compare it with.
-            timed.add((line["task"], line["seed"], line["target_density"]))
-    for line in mine:
-        if line["settings"] == "{}" and (line["task"], line["seed"], line["target_density"]) in timed:
-            groups[line["task"], f"`density={line['target_density']:g}`"].append(line)
-    body = []
-    for task, target in sorted(groups, key=lambda key: (TASKS.index(key[0]), key[1])):
-        group = groups[task, target]
-        metric, density, speed = (
-            statistics.fmean(line[name] for line in group) for name in ("metric", "density", "latency_ratio")
-        )
-        body.append([task, target, f"{metric:.1f} ({len(group)})", f"{speed:.2f}x", f"{100 * density:.0f} %"])
-    return markdown(["task", "target", "metric", "measured speed", "weights"], body)
-
-
-def targets_table(model: str) -> str:
-    """Speedups that were asked for x engines and shapes: what was predicted and what was measured."""
-    files = [RESULTS / f"targets_{model}{engine}.json" for engine in ("", "_onnx", "_openvino")]
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    rows = [row for each in found for row in each["rows"]]
-    body = [
-        [
-            f"{row['engine']}, {row['shape'].replace('x', ' x ')}",
-            *(f"{row[name]:.2f}x" for name in ("speedup", "predicted", "measured")),
-            f"{signed(100 * row['error'])} %",
-            f"{row['density']:.0%}".replace("%", " %"),
-        ]
-        for row in rows
-    ]
-    return markdown(["engine, tokens", "asked for", "predicted", "measured", "error", "weights"], body)
-
-
-def several_sizes_table(lines: Iterable[Line]) -> str:
-    """Tasks x sizes: the metric of a run for each size, and of one run for all of them."""
-    rows = [line for line in lines if "one run" in line]
-    sizes = sorted({size for row in rows for size in row["one run"]}, key=float, reverse=True)
-    body = []
-    for row in rows:
-        own = [f"{row['a run for each'][size]:.1f}" for size in sizes]
-        one = [f"{row['one run'][size]:.1f}" for size in sizes]
-        body.append([row["task"], "a run for each size", *own])
-        body.append([row["task"], f"one run, {row['more_steps']:g}x the steps", *one])
-    return markdown(["task", "", *(f"{100 * float(size):g} %" for size in sizes)], body)
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table; numbers to the right."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body)).replace("| --- |", "|---|")
 
 
 def blocks() -> dict[str, Callable[[], str]]:
@@ -239,6 +180,13 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def _rate_counts(key: tuple[str, float, int, float, str], found: Container[object]) -> bool:
+    """Whether a cell is of the learning rate that was chosen for its density, or that one is missing."""
+    method, density, more, rate, task = key
+    chosen = CHOSEN_RATES.get(density, PRUNING_RATE)
+    return rate == chosen or (method, density, more, chosen, task) not in found
+
+
 def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
     """Difference to dense over density or speed, one field per task, one line per method.
 
@@ -250,7 +198,8 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
     found, speeds = cells(lines, model), speedups(lines, model)
     if across == "speedup":
         found = {key: cell for key, cell in found.items() if key[:2] in speeds}
-    tasks = [task for task in TASKS if any(key[3] == task for key in found)]
+    found = {key: cell for key, cell in found.items() if _rate_counts(key, found)}
+    tasks = [task for task in TASKS if any(key[4] == task for key in found)]
     methods = [method for method in METHODS if any(key[0] == method for key in found)]
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
@@ -264,7 +213,7 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
             points = sorted(
                 (speeds[key[:2]] if across == "speedup" else cell.density, cell.change, cell.error or 0)
                 for key, cell in found.items()
-                if (key[0], key[2], key[3]) == (method, 1, task)
+                if (key[0], key[2], key[4]) == (method, 1, task)
             )
             if points:
                 axis.errorbar(

@@ -1,6 +1,7 @@
 """Several sizes from one run against a run for each: `targets=[0.5, 0.35, 0.2]`, accuracy and cost.
 
 The one run has more steps than each of the others; its cost is compared with that of the smallest alone.
+Models of the runs for each are those of `accuracy.py`: kept, and taken from there.
 
     python benchmarks/several_sizes.py --data DATA --model L6=all-MiniLM-L6-v2 --tasks banking77 CoLA
 """
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accuracy import PRUNING_RATE, Bench, finished
+from accuracy import PRUNING_RATE, Bench, Run, finished
 from accuracy_tasks import PLANS
 from common import RESULTS, command, machine
 from hf_mlprune import PruningCallback, PruningConfig
@@ -32,6 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cost", action="store_true", help="measure the processor time in place of the metric"
     )
+    parser.add_argument("--learning-rate", type=float, default=PRUNING_RATE, help="of all runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-back", action="store_true", help="measure on a slice of the training rows")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 autocast, all runs alike")
@@ -47,7 +49,8 @@ def train(bench: Bench, steps: int, **settings: Any) -> tuple[Any, float]:
     seed, plan = bench.args.seed, bench.plan
     teacher = bench.fine_tuned("teacher", seed, plan.teacher_steps, bench.source)
     model = bench.model(bench.folder("teacher", seed))
-    trainer = bench.trainer(model, seed, steps, PRUNING_RATE, PruningCallback(teacher=teacher, **settings))
+    callback = PruningCallback(teacher=teacher, **settings)
+    trainer = bench.trainer(model, seed, steps, bench.args.learning_rate, callback)
     began = time.process_time()
     trainer.train()
     return trainer, time.process_time() - began
@@ -58,13 +61,21 @@ def metric(bench: Bench, model: Any) -> float:
     return float(bench.measuring(model).evaluate()[f"eval_{bench.task.metric}"])
 
 
+def own_run(bench: Bench, steps: int, density: float) -> Any:
+    """The model of a run of its own."""
+    args, dense = bench.args, bench.dense_rate
+    name, rates = args.model.partition("=")[0], (args.learning_rate, dense)
+    how = ("{}", *rates, args.held_back, args.bf16)
+    run = Run(name, bench.name, "default", density, args.seed, steps, *how)
+    return bench.pruned(run, bench.fine_tuned("teacher", args.seed, bench.plan.teacher_steps, bench.source))
+
+
 def accuracy(bench: Bench, steps: int, known: dict[str, float] | None) -> dict[str, Any]:
     """One task: metrics by density, of a run for each (if not known) and of one run for all."""
     args = bench.args
     own: dict[str, float] = known or {}
     for density in [] if known else args.targets:
-        trainer, _ = train(bench, steps, density=density)
-        own[str(density)] = metric(bench, trainer.model)
+        own[str(density)] = metric(bench, own_run(bench, steps, density))
     trainer, _ = train(bench, round(args.more_steps * steps), targets=args.targets)
     settings, one = PruningConfig.create(targets=args.targets), {}
     for index, density in enumerate(args.targets[:-1]):
@@ -94,6 +105,7 @@ def main() -> None:
             "task": task,
             "seed": args.seed,
             "steps": steps,
+            "learning_rate": args.learning_rate,
             "targets": args.targets,
             "metric_name": bench.task.metric,
             "bf16": args.bf16,

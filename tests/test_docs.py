@@ -167,7 +167,7 @@ def test_changes_are_to_the_dense_run_of_the_same_seed(accuracy_tables):
         shared = {"model": "L6", "task": "CoLA", "settings": "{}", "steps": 10, "latency_ratio": 4.0}
         return {
             **shared, "method": method, "seed": seed, "metric": metric, "density": density,
-            "target_density": density, "machine": {"processor": "one"},
+            "target_density": density, "machine": {"processor": "one"}, "learning_rate": 6e-4,
         }  # fmt: skip
 
     lines = [line("dense", 0, 50.0), line("dense", 1, 60.0), line("default", 0, 49.0, 0.2)]
@@ -184,6 +184,16 @@ def test_changes_are_to_the_dense_run_of_the_same_seed(accuracy_tables):
     assert table[3] == "| default | 20 % | 2.0x | −2.0 ± 1.0 (2) |"
     table = accuracy_tables.main_table([*lines[:2], lines[2] | other], "L6").splitlines()
     assert table[3] == "| default | 20 % |  | −1.0 (1) |"
+
+    # Another learning rate has a row of its own; that of the dense model does not matter.
+    dense = [each | {"learning_rate": 1e-4} for each in lines[:2]]
+    table = accuracy_tables.main_table(
+        [*dense, lines[2], lines[3] | {"learning_rate": 2e-4}], "L6"
+    ).splitlines()
+    assert table[3:] == [
+        "| default, learning rate 0.0002 | 20 % | 4.0x | −3.0 (1) |",
+        "| default | 20 % | 4.0x | −1.0 (1) |",
+    ]
 
 
 def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():

@@ -140,6 +140,23 @@ def test_classes_that_only_the_test_has_are_refused(tiny_bert, tmp_path):
         prepare(job_of(tiny_bert, tmp_path, data, test=test, task="token-classification", columns={}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "pruning"),
+    [
+        ({"settings": {"density": 0.49}}, 6e-4),
+        ({"settings": {"density": 0.5}}, 2e-4),
+        ({"settings": {"multiply_adds": 0.5}}, 6e-4),
+        ({"settings": {"targets": [0.6, 0.4]}}, 6e-4),
+        ({"settings": {"density": 0.5}, "fine_tune_learning_rate": 1e-5}, 2e-5),
+        ({"settings": {"density": 0.5}, "learning_rate": 1e-3}, 1e-3),
+    ],
+)
+def test_the_learning_rate_of_pruning(changes, pruning, tiny_bert, tmp_path):
+    data = write(rows_of(), tmp_path / "rows.csv")
+    prepared = prepare(job_of(tiny_bert, tmp_path, data, **changes))
+    assert prepared.rates[1] == pytest.approx(pruning)
+
+
 def test_blanks_around_the_name_of_a_class_make_no_other_class(tiny_bert, tmp_path):
     rows = rows_of()
     rows[0]["topic"], rows[1]["topic"] = " sport", "money "

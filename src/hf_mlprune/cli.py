@@ -73,7 +73,10 @@ def prune(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="examples per step")] = 32,
     learning_rate: Annotated[
-        float | None, typer.Option(help="of pruning (six times that of fine-tuning; embeddings: 1e-3)")
+        float | None,
+        typer.Option(
+            help="of pruning (6 times that of fine-tuning; density 0.5 and more: 2 times; embeddings: 1e-3)"
+        ),
     ] = None,
     fine_tune_learning_rate: Annotated[
         float | None, typer.Option(help="of fine-tuning (1e-4; from 512 features up 5e-5)")

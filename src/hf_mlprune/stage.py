@@ -123,9 +123,9 @@ class Stage(ABC):
     def unreachable(self, share: float, least: float) -> str:
         """Say that a share is below what is always kept."""
         return (
-            f"density {share:g} cannot be reached: what is always kept (minimum_units={self.minimum}, one unit "
-            f"at least, sites that are not pruned) is {least:.4f} of the weights; raise the density, prune more "
-            "levels or row_sites, or lower minimum_units"
+            f"density {share:g} cannot be reached: what is always kept (minimum_units={self.minimum}, one "
+            f"unit at least, sites that are not pruned) is {least:.4f} of the weights; raise the density, "
+            "prune more levels or row_sites, or lower minimum_units"
         )
 
     def limit(self, share: float) -> float:

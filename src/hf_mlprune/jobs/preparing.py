@@ -36,8 +36,9 @@ from .words import word_tokenizer
 LEAST_FINE_TUNING, LEAST_PRUNING = 200, 400
 #: Models of so many features are fine-tuned with smaller steps.
 LARGE = 512
-#: Pruning takes larger steps than fine-tuning.
-PRUNING_OVER_FINE_TUNING = 6
+#: Pruning takes larger steps than fine-tuning; not so large where this density or a higher one is asked for
+#: (docs/accuracy.md has the measurements).
+PRUNING_OVER_FINE_TUNING, WHERE_MUCH_STAYS, MUCH = 6, 2, 0.5
 TIMED_STEPS = 3
 
 TASKS: dict[str, type[Task]] = {
@@ -121,7 +122,10 @@ def prepare(job: Job) -> Prepared:
         job.steps or max(LEAST_PRUNING, math.ceil(job.epochs * per_epoch)),
     )
     rate = job.fine_tune_learning_rate or (5e-5 if config.hidden_size >= LARGE else 1e-4)
-    rates = (rate, job.learning_rate or task.pruning_rate or PRUNING_OVER_FINE_TUNING * rate)
+    density = job.config().density
+    much = density is not None and density >= MUCH
+    times = WHERE_MUCH_STAYS if much else PRUNING_OVER_FINE_TUNING
+    rates = (rate, job.learning_rate or task.pruning_rate or times * rate)
     if not fine_tune:
         steps = (0, steps[1])
     return Prepared(job, task, data, tokens, tokenizer, longest, fine_tune, why, steps, rates)
