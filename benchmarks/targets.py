@@ -23,10 +23,10 @@ from transformers import AutoConfig, AutoModel
 
 from common import write_result
 from hf_mlprune import PruningConfig, advance, attach, collect, report, shrink, start
-from hf_mlprune.costs import Opener
 from hf_mlprune.encoders import inspect_encoder, random_batch, stock_encoder
 from hf_mlprune.exporting.table import NAMES, in_engine, measure_table
 from hf_mlprune.goals import predicted_speedup
+from hf_mlprune.part_times import Opener
 from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave
 

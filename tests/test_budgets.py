@@ -17,12 +17,12 @@ from safetensors.torch import save_model
 from torch import nn
 
 from families import each_family
-from hf_mlprune import PruningCallback, PruningConfig, attach, costs, report, shrink, start
+from hf_mlprune import PruningCallback, PruningConfig, attach, part_times, report, shrink, start
 from hf_mlprune.budgets.bytes import parse_size
 from hf_mlprune.budgets.time import PARTS, increasing, parse_time
-from hf_mlprune.costs import points
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.goals import is_within_target, predicted_speedup
+from hf_mlprune.part_times import points
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state, pruning_states
 from hf_mlprune.trainer.data import typical_length
@@ -178,27 +178,27 @@ def test_points_of_a_table(most, count):
 
 @pytest.mark.parametrize(("seconds", "layers"), [(1e-4, 3), (0.02, 6), (1.0, 6), (1.2, 1), (60, 6)])
 def test_where_calls_are_long_fewer_widths_are_timed_more_than_once(seconds, layers):
-    most = costs.HEAD_POINTS + costs.FFN_POINTS
-    share = costs.share_of_points(seconds, most, layers)
+    most = part_times.HEAD_POINTS + part_times.FFN_POINTS
+    share = part_times.share_of_points(seconds, most, layers)
     assert 1 / 3 <= share <= 1
-    round_seconds = seconds * (2 * layers + costs.MEAN_TIME * most * share)
+    round_seconds = seconds * (2 * layers + part_times.MEAN_TIME * most * share)
     # Of each opening one round is counted, and one goes before it.
-    openings = costs.BUDGET_SECONDS / round_seconds / 2
-    assert openings >= costs.LEAST_OPENINGS - 1e-9 or share == 1 / 3
+    openings = part_times.BUDGET_SECONDS / round_seconds / 2
+    assert openings >= part_times.LEAST_OPENINGS - 1e-9 or share == 1 / 3
     # No width is left out for nothing.
-    assert share == 1 or openings <= costs.LEAST_OPENINGS + 1e-9
+    assert share == 1 or openings <= part_times.LEAST_OPENINGS + 1e-9
 
 
 def test_a_table_has_the_widths_for_which_there_is_time(monkeypatch):
     encoder = inspect_encoder(make_model(num_attention_heads=8, intermediate_size=480))
     tables = []
-    for budget in (costs.BUDGET_SECONDS, 1e-6):
-        monkeypatch.setattr(costs, "BUDGET_SECONDS", budget)
-        monkeypatch.setattr(costs, "ROUNDS", 1)
+    for budget in (part_times.BUDGET_SECONDS, 1e-6):
+        monkeypatch.setattr(part_times, "BUDGET_SECONDS", budget)
+        monkeypatch.setattr(part_times, "ROUNDS", 1)
         # What the machine does beside may hide that a small encoder takes time at all.
         for _ in range(10):
             with contextlib.suppress(ValueError):
-                tables.append(costs.measure_times(encoder, 8, 16))
+                tables.append(part_times.measure_times(encoder, 8, 16))
                 break
     many, few = ({name: int((table >= 0).sum()) for name, table in found.items()} for found in tables)
     assert many == {"rest_time": 1, "attention_time": 9, "ffn_time": 25}
@@ -219,8 +219,8 @@ def test_times_are_measured_without_copies_of_the_vocabulary(family):
         repeats = 1 + sum(p.numel() for p in network.parameters()) // 1000
         return lambda: lambda: [network(**inputs), sum(range(100 * repeats))]
 
-    found = costs.measure_times(encoder, 2, 8, make, ffn_points=2)
-    assert max(words, default=0) <= costs.PROBED_VOCABULARY
+    found = part_times.measure_times(encoder, 2, 8, make, ffn_points=2)
+    assert max(words, default=0) <= part_times.PROBED_VOCABULARY
     assert int(found["rest_time"]) > 0
 
 

@@ -23,7 +23,7 @@ def table_to_json(
     """JSON form of a table of times; see :func:`read_table`.
 
     Args:
-        tables: what :func:`~hf_mlprune.costs.measure_times` found.
+        tables: what :func:`~hf_mlprune.part_times.measure_times` found.
         encoder: that it is of.
         engine: that they were measured in.
         batch: sequences, or images.

@@ -19,11 +19,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from ..costs import FFN_POINTS, Opener, measure_times
 from ..encoders import Encoder, inspect_encoder, tokens_of
 from ..families import read_config
 from ..files import write_json
 from ..latency_table import table_to_json
+from ..part_times import FFN_POINTS, Opener, measure_times
 from ..timing import using_threads
 from ..values import check_whole_number
 from . import export, source
@@ -51,7 +51,7 @@ def measure_table(
 
     Raises:
         ValueError: the engine is not known, or a number is below 1; see
-            :func:`~hf_mlprune.costs.measure_times`.
+            :func:`~hf_mlprune.part_times.measure_times`.
         ImportError: it is not installed.
     """
     if engine not in NAMES:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+from huggingface_hub.utils._paths import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from rich.table import Table
 from transformers import AutoModel
 
