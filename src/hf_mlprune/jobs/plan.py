@@ -34,7 +34,7 @@ class Job:
         fine_tune_steps: number of fine-tuning steps, instead of ``fine_tune_epochs``.
         batch_size: examples per step.
         learning_rate: of pruning; ``None`` takes six times that of fine-tuning, twice that for a density of
-            0.5 or more; 1e-3 for embeddings.
+            0.5 or more (of several targets the first); 1e-3 for embeddings.
         fine_tune_learning_rate: ``None`` takes 1e-4, or 5e-5 for models of 512 features and more.
         max_length: maximum tokens per row; ``None`` means 128, or 384 for question answering.
         seed: seed of all random numbers.

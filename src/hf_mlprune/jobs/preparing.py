@@ -122,7 +122,7 @@ def prepare(job: Job) -> Prepared:
         job.steps or max(LEAST_PRUNING, math.ceil(job.epochs * per_epoch)),
     )
     rate = job.fine_tune_learning_rate or (5e-5 if config.hidden_size >= LARGE else 1e-4)
-    density = job.config().density
+    density = job.config().with_target(0).density  # of several, the largest
     much = density is not None and density >= MUCH
     times = WHERE_MUCH_STAYS if much else PRUNING_OVER_FINE_TUNING
     rates = (rate, job.learning_rate or task.pruning_rate or times * rate)
