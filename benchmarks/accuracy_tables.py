@@ -12,19 +12,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from accuracy import DENSE, PRUNING_RATE, finished
 from accuracy import METHODS as PRUNED
-from accuracy_tasks import PLANS
 from common import RESULTS
-from tables import markdown, signed
+from tables import TASKS, Line, change_with_error, markdown, standard_error
 from target_tables import against_density_table, several_sizes_table, targets_table
 
 ROOT = Path(__file__).parents[1]
-#: As the tables have them, left to right and top to bottom.
-TASKS, METHODS = tuple(PLANS), (*DENSE, *PRUNED)
-Line = dict[str, Any]
+#: As the tables have them, top to bottom.
+METHODS = (*DENSE, *PRUNED)
 #: Of an ablation that does not say another.
 USUAL_DENSITY = 0.2
 #: Density -> learning rate, where another than the usual one was better on held-back rows.
@@ -54,8 +52,26 @@ class Cell:
     density: float
 
 
-def cells(lines: Iterable[Line], model: str) -> dict[tuple[str, float, int, float, str], Cell]:
-    """Of one model: method, density asked for, number of steps over the plan's, rate, task -> cell."""
+class Key(NamedTuple):
+    """What a cell is of.
+
+    Attributes:
+        method: of pruning, or of a dense model.
+        density: that was asked for.
+        more: number of steps, over the plan's.
+        rate: learning rate of pruning.
+        task: its name.
+    """
+
+    method: str
+    density: float
+    more: int
+    rate: float
+    task: str
+
+
+def cells(lines: Iterable[Line], model: str) -> dict[Key, Cell]:
+    """All cells of one model."""
     mine = [line for line in lines if line["model"] == model and line["settings"] == "{}"]
     dense = {(line["task"], line["seed"]): line for line in mine if line["method"] == "dense"}
     groups = defaultdict(list)
@@ -63,14 +79,14 @@ def cells(lines: Iterable[Line], model: str) -> dict[tuple[str, float, int, floa
         if (line["task"], line["seed"]) in dense:
             more = round(line["steps"] / dense[line["task"], line["seed"]]["steps"])
             rate = PRUNING_RATE if line["method"] in DENSE else line["learning_rate"]
-            groups[line["method"], line["target_density"], more, rate, line["task"]].append(line)
+            groups[Key(line["method"], line["target_density"], more, rate, line["task"])].append(line)
     return {key: _cell(group, dense) for key, group in groups.items()}
 
 
 def _cell(group: Sequence[Line], dense: dict[tuple[str, int], Line]) -> Cell:
     changes = [line["metric"] - dense[line["task"], line["seed"]]["metric"] for line in group]
-    error = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else None
     mean = {name: statistics.fmean(line[name] for line in group) for name in ("metric", "density")}
+    error = standard_error(changes)
     return Cell(mean["metric"], statistics.fmean(changes), error, len(group), mean["density"])
 
 
@@ -93,12 +109,12 @@ def main_table(lines: Iterable[Line], model: str) -> str:
     """Methods x tasks: the dense metric, and what the others lose or win against it."""
     lines = list(lines)
     found, speeds = cells(lines, model), speedups(lines, model)
-    rows = sorted({key[:4] for key in found}, key=lambda row: (METHODS.index(row[0]), -row[1], *row[2:]))
-    tasks = [task for task in TASKS if any(key[4] == task for key in found)]
+    rows = sorted({key[:-1] for key in found}, key=lambda row: (METHODS.index(row[0]), -row[1], *row[2:]))
+    tasks = [task for task in TASKS if any(key.task == task for key in found)]
     head = ["method", "weights", "speed", *tasks]
     body = []
     for row in rows:
-        mine = {task: found[*row, task] for task in tasks if (*row, task) in found}
+        mine = {task: found[Key(*row, task)] for task in tasks if Key(*row, task) in found}
         method, density, more, rate = row
         share = 100 * statistics.fmean(cell.density for cell in mine.values())
         speed = f"{speeds[method, density]:.1f}x" if (method, density) in speeds else ""
@@ -114,8 +130,7 @@ def _shown(cell: Cell | None, *, is_dense: bool) -> str:
         return ""
     if is_dense:
         return f"{cell.metric:.1f} ({cell.seeds})"
-    error = f" ± {cell.error:.1f}" if cell.error is not None else ""
-    return f"{signed(cell.change)}{error} ({cell.seeds})"
+    return f"{change_with_error(cell.change, cell.error)} ({cell.seeds})"
 
 
 def ablation_table(lines: Iterable[Line]) -> str:
@@ -180,11 +195,10 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def _rate_counts(key: tuple[str, float, int, float, str], found: Container[object]) -> bool:
+def _rate_counts(key: Key, found: Container[Key]) -> bool:
     """Whether a cell is of the learning rate that was chosen for its density, or that one is missing."""
-    method, density, more, rate, task = key
-    chosen = CHOSEN_RATES.get(density, PRUNING_RATE)
-    return rate == chosen or (method, density, more, chosen, task) not in found
+    chosen = CHOSEN_RATES.get(key.density, PRUNING_RATE)
+    return key.rate == chosen or key._replace(rate=chosen) not in found
 
 
 def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
@@ -197,10 +211,10 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
     lines = list(lines)
     found, speeds = cells(lines, model), speedups(lines, model)
     if across == "speedup":
-        found = {key: cell for key, cell in found.items() if key[:2] in speeds}
+        found = {key: cell for key, cell in found.items() if (key.method, key.density) in speeds}
     found = {key: cell for key, cell in found.items() if _rate_counts(key, found)}
-    tasks = [task for task in TASKS if any(key[4] == task for key in found)]
-    methods = [method for method in METHODS if any(key[0] == method for key in found)]
+    tasks = [task for task in TASKS if any(key.task == task for key in found)]
+    methods = [method for method in METHODS if any(key.method == method for key in found)]
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
@@ -211,9 +225,13 @@ def plot(lines: Iterable[Line], model: str, across: str, file: Path) -> None:
     for axis, task in zip(axes.flat, tasks, strict=False):
         for method in methods:
             points = sorted(
-                (speeds[key[:2]] if across == "speedup" else cell.density, cell.change, cell.error or 0)
+                (
+                    speeds[key.method, key.density] if across == "speedup" else cell.density,
+                    cell.change,
+                    cell.error or 0,
+                )
                 for key, cell in found.items()
-                if (key[0], key[2], key[4]) == (method, 1, task)
+                if (key.method, key.more, key.task) == (method, 1, task)
             )
             if points:
                 axis.errorbar(

@@ -44,10 +44,14 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def teacher_of(bench: Bench) -> Any:
+    """The fine-tuned model that all runs begin with."""
+    return bench.fine_tuned("teacher", bench.args.seed, bench.plan.teacher_steps, bench.source)
+
+
 def train(bench: Bench, steps: int, **settings: Any) -> tuple[Any, float]:
     """The trainer of a pruned model, and the processor seconds of its run."""
-    seed, plan = bench.args.seed, bench.plan
-    teacher = bench.fine_tuned("teacher", seed, plan.teacher_steps, bench.source)
+    seed, teacher = bench.args.seed, teacher_of(bench)
     model = bench.model(bench.folder("teacher", seed))
     callback = PruningCallback(teacher=teacher, **settings)
     trainer = bench.trainer(model, seed, steps, bench.args.learning_rate, callback)
@@ -67,7 +71,7 @@ def own_run(bench: Bench, steps: int, density: float) -> Any:
     name, rates = args.model.partition("=")[0], (args.learning_rate, dense)
     how = ("{}", *rates, args.held_back, args.bf16)
     run = Run(name, bench.name, "default", density, args.seed, steps, *how)
-    return bench.pruned(run, bench.fine_tuned("teacher", args.seed, bench.plan.teacher_steps, bench.source))
+    return bench.pruned(run, teacher_of(bench))
 
 
 def accuracy(bench: Bench, steps: int, known: dict[str, float] | None) -> dict[str, Any]:

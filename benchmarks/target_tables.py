@@ -6,14 +6,9 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from accuracy_tasks import PLANS
 from common import RESULTS
-from tables import markdown, signed
-
-TASKS = tuple(PLANS)
-Line = dict[str, Any]
+from tables import TASKS, Line, change_with_error, markdown, signed, standard_error
 
 
 def against_density_table(lines: Iterable[Line], model: str) -> str:
@@ -86,5 +81,4 @@ def several_sizes_table(lines: Iterable[Line]) -> str:
 def _paired(before: Sequence[float], after: Sequence[float]) -> str:
     """Mean difference of pairs, and its standard error."""
     changes = [new - old for old, new in zip(before, after, strict=True)]
-    error = f" ± {statistics.stdev(changes) / len(changes) ** 0.5:.1f}" if len(changes) > 1 else ""
-    return f"{signed(statistics.fmean(changes))}{error}"
+    return change_with_error(statistics.fmean(changes), standard_error(changes))

@@ -8,12 +8,9 @@ Masks are random (`method="random"`): speed depends on widths alone. Run it with
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from hf_mlprune import PruningConfig, advance, attach, collect, report, shrink, 
 from hf_mlprune.encoders import inspect_encoder, random_batch, stock_encoder
 from hf_mlprune.exporting.table import NAMES, in_engine, measure_table
 from hf_mlprune.goals import predicted_speedup
-from hf_mlprune.part_times import Opener
+from hf_mlprune.part_times import Opener, in_torch
 from hf_mlprune.state import pruning_state
 from hf_mlprune.timing import interleave
 
@@ -64,11 +61,6 @@ def pruned_to(source: str, speedup: float, batch: int, length: int, table: Path)
     return model.eval(), predicted
 
 
-def opened_in_torch(network: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """A copy of a network, as something to call."""
-    return partial(copy.deepcopy(network), **inputs)
-
-
 def measured_speedup(openers: list[Opener]) -> float:
     """How many times as fast the second model is as the first: the median over instances of both."""
     found = []
@@ -100,7 +92,7 @@ def measured_rows(source: str, engine: str, args: argparse.Namespace) -> list[di
                 openers: list[Opener]
                 if engine == "torch":
                     inputs.pop("attention_mask")
-                    openers = [partial(opened_in_torch, each, inputs) for each in pair]
+                    openers = [in_torch(each, inputs) for each in pair]
                 else:
                     folder = Path(work) / "engine"
                     folder.mkdir()

@@ -89,7 +89,7 @@ def measure_times(
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
 
     def opener(shape: Shape) -> Opener:
-        return (make or _in_torch)(_thin(encoder, *shape), inputs)
+        return (make or in_torch)(_thin(encoder, *shape), inputs)
 
     # Weights are drawn at random: the run's own random numbers go on as if nothing had been.
     with torch.random.fork_rng(devices=[]):
@@ -214,7 +214,8 @@ def _small(encoder: Encoder, layers: int) -> dict[str, Any]:
     return changes
 
 
-def _in_torch(network: nn.Module, inputs: Mapping[str, Tensor]) -> Opener:
+def in_torch(network: nn.Module, inputs: Mapping[str, Tensor]) -> Opener:
+    """What opens a network in torch: all calls are of this network, whose weights an opening moves."""
     device = next(network.parameters()).device
 
     def call() -> None:

@@ -110,9 +110,9 @@ class Stage(ABC):
         least, limit = self._least_units(), self.limit(share)
         if counter.cost(least) > limit:
             raise ValueError(self.unreachable(share, counter.cost(least) / self.total))
-        if not counter.cost(0) and not len(counter.fill(0, limit)):
-            raise ValueError(self.unreachable(share, counter.cost(1) / self.total))
         prefix = _bisect(counter, least, len(order), limit)
+        if not prefix and not counter.cost(0) and not len(counter.fill(0, limit)):
+            raise ValueError(self.unreachable(share, counter.cost(1) / self.total))
         chosen = order[:prefix]
         if final:
             chosen = torch.cat([chosen, order[counter.fill(prefix, limit)]])
