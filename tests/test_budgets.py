@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 
@@ -203,6 +204,40 @@ def test_a_table_has_the_widths_for_which_there_is_time(monkeypatch):
     many, few = ({name: int((table >= 0).sum()) for name, table in found.items()} for found in tables)
     assert many == {"rest_time": 1, "attention_time": 9, "ffn_time": 25}
     assert few == {"rest_time": 1, "attention_time": 5, "ffn_time": 9}
+
+
+@pytest.mark.parametrize(("contention", "error"), [(0.0, 1e-3), (0.3, 0.02), (1.0, 0.06)])
+def test_a_table_is_right_about_small_encoders_though_large_parts_slow_each_other(
+    contention, error, monkeypatch
+):
+    """What large weights push out of the caches makes other parts slower: times are no mere sums."""
+    layers, sizes = 6, {"num_attention_heads": 12, "intermediate_size": 384, "hidden_size": 96}
+    encoder = inspect_encoder(make_model(num_hidden_layers=layers, **sizes))
+
+    def time_of(kept):
+        each = [heads / 12 + 2 * rows / 384 + contention * heads / 12 * rows / 384 for heads, rows in kept]
+        return 1e-3 * (1 + sum(each))
+
+    monkeypatch.setattr(
+        part_times, "_times", lambda _, shapes: [time_of([shape[:2]] * shape[2]) for shape in shapes]
+    )
+    tables = part_times.measure_times(encoder, 1, 8)
+    bare, attention, ffn = (tables[name] for name in ("rest_time", "attention_time", "ffn_time"))
+
+    def predicted(kept):
+        return 1e-9 * float(bare + sum(attention[heads] + ffn[rows] for heads, rows in kept))
+
+    for part in (1, 2, 4):
+        kept = [(12 // part, 384 // part)] * layers
+        assert predicted(kept) == pytest.approx(time_of(kept), rel=0.01)
+    draw = random.Random(0)
+    for share in (0.33, 0.22) * 4:
+        unequal = [
+            [min(most, max(0, round(draw.gauss(share, share / 2) * most / step) * step))
+             for most, step in ((12, 1), (384, 16))]
+            for _ in range(layers)
+        ]  # fmt: skip
+        assert predicted(unequal) == pytest.approx(time_of(unequal), rel=error)
 
 
 @each_family

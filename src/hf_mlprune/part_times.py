@@ -31,7 +31,7 @@ OPENINGS, LEAST_OPENINGS = 5, 3
 ROUNDS = 3
 BUDGET_SECONDS = 240.0
 #: What a thin encoder takes on average, over the dense one of as many layers.
-MEAN_TIME = 0.75
+MEAN_TIME = 0.45
 
 #: Gives a new instance of a network, as something to call.
 Opener = Callable[[], Callable[[], object]]
@@ -61,9 +61,11 @@ def measure_times(
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
-    differ in. Each is opened and timed several times. Where a call takes long, fewer widths are timed: of
-    widths timed once a run would choose those that only seemed fast. Sums of parts are brought to the times
-    of whole encoders: the dense one, and those of about a half, a quarter, an eighth of its heads and rows.
+    differ in. All else of them is a quarter of the dense encoder, as in what is left by most runs: beside
+    dense parts, a small one takes other times, and differs by less than large times vary. Each is opened and
+    timed several times. Where a call takes long, fewer widths are timed: of widths timed once a run would
+    choose those that only seemed fast. Sums of parts are brought to the times of whole encoders: the dense
+    one, and those of about a half, a quarter, an eighth of its heads and rows.
 
     Args:
         encoder: gives family, sizes, device and dtype.
@@ -101,8 +103,9 @@ def measure_times(
     rows = points(dense.units["fc1"], math.ceil(share * ffn_points))
     smaller = [(_nearest(heads, part), _nearest(rows, part)) for part in (8, 4, 2)]
     whole = [*smaller, (heads[-1], rows[-1])]
+    few_heads, few_rows = smaller[1]
     shapes = [(*each, count) for each in ((0, 0), *whole)]
-    shapes += [(each, rows[-1], probed) for each in heads] + [(heads[-1], each, probed) for each in rows]
+    shapes += [(each, few_rows, probed) for each in heads] + [(few_heads, each, probed) for each in rows]
     with torch.random.fork_rng(devices=[]):
         openers = {shape: opener(shape) for shape in dict.fromkeys(shapes)}
     bare, *times = (1e9 * seconds for seconds in _times(openers, shapes))
@@ -176,7 +179,7 @@ def _calibrated(
 ) -> np.ndarray[Any, Any]:
     """Times of one part, so that layers of these shares take the times that whole encoders took.
 
-    What a small layer takes beside its products (calls, softmax) is in no difference of large ones.
+    Beside more layers, or larger ones, a part finds less of its weights in the caches.
     """
     part, full = parts[group], sum(each[-1] for each in parts.values())
     true = np.maximum.accumulate([0.0, *(time / layer[-1] for time in layer)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -73,10 +75,18 @@ def report(
         difference_allowed=shrunk.tolerance if shrunk else None,
         compared_on=shrunk.real_batches if shrunk else None,
         latency=tuple(latency),
-        settings=settings.to_dict() if settings else None,
+        settings=_shown(settings) if settings else None,
         multiplied=explain(model),
         predicted_speedup=predicted_speedup,
     )
+
+
+def _shown(settings: PruningConfig) -> dict[str, Any]:
+    """The settings, without the user's folders: reports are published."""
+    found = settings.to_dict()
+    if settings.latency_table is not None:
+        found["latency_table"] = Path(settings.latency_table).name
+    return found
 
 
 def reported_encoders(model: nn.Module) -> list[Encoder]:

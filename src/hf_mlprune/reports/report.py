@@ -59,7 +59,7 @@ class Report:
         difference_allowed: the bound it was held to.
         compared_on: real batches it was measured on.
         latency: measured times, if any.
-        settings: of the run that pruned it, if it was given.
+        settings: of the run that pruned it, if they were given; files by their names alone.
         multiplied: how block-sparse layers are multiplied on this machine's CPU, with the reason -> number
             of layers.
         predicted_speedup: of the first encoder, from the table of times used for pruning. The first row of
