@@ -61,11 +61,11 @@ def measure_times(
     """Nanoseconds of a layer's attention by kept heads, of its FFN by kept rows, and of all else.
 
     Small encoders with random weights are timed in turn. What two of them differ by is the part that they
-    differ in. All else of them is a quarter of the dense encoder, as in what is left by most runs: beside
-    dense parts, a small one takes other times, and differs by less than large times vary. Each is opened and
-    timed several times. Where a call takes long, fewer widths are timed: of widths timed once a run would
-    choose those that only seemed fast. Sums of parts are brought to the times of whole encoders: the dense
-    one, and those of about a half, a quarter, an eighth of its heads and rows.
+    differ in. Of the other part they keep a quarter, as most pruned models do: a large one slows a small one,
+    and its noise hides it. Each encoder is opened and timed several times. Where a call takes long, fewer
+    widths are timed: of widths timed once a run would choose those that only seemed fast. Sums of parts are
+    brought to the times of whole encoders: the dense one, and those of about a half, a quarter, an eighth of
+    its heads and rows.
 
     Args:
         encoder: gives family, sizes, device and dtype.
