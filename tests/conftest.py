@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from hf_mlprune import PruningCallback
+from hf_mlprune import PruningCallback, part_times
 from hf_mlprune.levels import LEVELS
 from support.models import make_model
 from support.training import make_trainer
@@ -22,6 +22,13 @@ ROOT = Path(__file__).parents[1]
 
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def quick_tables(monkeypatch) -> None:
+    """Tables of times are measured in few rounds: how exact they are is a matter of benchmarks."""
+    monkeypatch.setattr(part_times, "OPENINGS", part_times.LEAST_OPENINGS)
+    monkeypatch.setattr(part_times, "ROUNDS", 3)
 
 
 @pytest.fixture(scope="session")

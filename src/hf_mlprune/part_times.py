@@ -26,9 +26,10 @@ FFN_POINTS = 24
 HEAD_POINTS = 12
 #: Each encoder is opened anew so many times, as where its weights lie in memory is worth some percent of its
 #: time: at most, and at least where calls are so long that fewer points must do.
-OPENINGS, LEAST_OPENINGS = 5, 3
-#: Rounds that are counted of each opening: at most. One more goes before them.
-ROUNDS = 3
+OPENINGS, LEAST_OPENINGS = 8, 3
+#: Rounds that are counted of each opening: at most. One more goes before them. Of widths timed a few times, a
+#: run chooses those that only seemed fast: with 3 rounds models came out slower than asked.
+ROUNDS = 15
 BUDGET_SECONDS = 240.0
 #: What a thin encoder takes on average, over the dense one of as many layers.
 MEAN_TIME = 0.45
