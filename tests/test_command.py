@@ -117,6 +117,13 @@ def test_errors_are_said_in_one_line(words, message, small, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_job_without_its_packages_says_how_to_get_them(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    said = " ".join(run("prune", small, "--data", "d.csv", "--out", tmp_path / "x", code=1).split())
+    assert 'prune: expected sklearn to be installed; pip install "hf-mlprune[train]"' in said
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -166,9 +166,12 @@ def test_settings_of_a_method_are_written_and_read(method):
     assert set(config.to_dict()) == {*PruningConfig.run_settings(), *setting_names(METHODS[method])}
 
 
-def test_an_unknown_method_says_what_there_is():
-    with pytest.raises(ValueError, match=r"method: expected any of \('fisher', .*did you mean 'snip'"):
-        PruningConfig.create(0.3, method="snap")
+@pytest.mark.parametrize(
+    ("name", "meant"), [("snap", "snip"), ("lasso", "group-lasso"), ("prun", "mlpruning")]
+)
+def test_an_unknown_method_says_what_there_is(name, meant):
+    with pytest.raises(ValueError, match=rf"method: expected any of \('fisher', .*did you mean '{meant}'"):
+        PruningConfig.create(0.3, method=name)
 
 
 class FirstUnits(Ranking):

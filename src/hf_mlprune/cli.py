@@ -11,8 +11,12 @@ import typer
 from rich.markup import escape
 
 from .budgets import TARGETED
+from .installed import check_installed
 from .methods import METHODS
 from .terminal import INTERRUPTED, be_quiet, columns_of, err, errors_in_words, out, pairs, show
+
+#: What jobs read data with, and count metrics by.
+JOB_PACKAGES = ("accelerate", "datasets", "sklearn")
 
 app = typer.Typer(
     help="Prune BERT-family encoders: small and fast models from your own data.",
@@ -92,6 +96,7 @@ def prune(
 ) -> None:
     """Fine-tune a model on your data if need be, prune it, evaluate it, and write it with report and card."""
     with errors_in_words(traceback=traceback):
+        check_installed(JOB_PACKAGES, extra="train", needed_by="prune")
         from .jobs import Job
         from .jobs import prune as do_job
         from .jobs.job import check_folder, interrupted
@@ -238,6 +243,7 @@ def export(
         if data is not None:
             if not int8:
                 raise ValueError("data: expected --int8, which is held to the metric on them, got none")
+            check_installed(JOB_PACKAGES, extra="train", needed_by="data")
             from .exporting.export import check_request
             from .jobs.judging import read_labelled
 

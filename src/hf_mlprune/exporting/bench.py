@@ -15,10 +15,11 @@ import torch
 from rich.table import Table
 
 from ..encoders import most_tokens, tokens_of
+from ..installed import check_installed
 from ..reports.latency import device_name
 from ..timing import interleave, using_threads
 from ..values import check_whole_number
-from .engine import Runner, check_installed, reference
+from .engine import Runner, reference
 from .export import ENGINES
 from .onnx_int8 import RECIPES
 from .proof import proof_batches
@@ -115,7 +116,7 @@ def bench(
         if name not in NAMES:
             raise ValueError(f"engine: expected one of {NAMES}, got {name!r}")
         if name != "torch":
-            check_installed(ENGINES[name].packages)
+            check_installed(ENGINES[name].packages, extra="serve", needed_by=f"engine {name}")
     with_recipes = [name for name in NAMES if (name, "dynamic") in RECIPES]
     if int8 and set(engines).isdisjoint(with_recipes):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,6 @@ Layers = Mapping[str, Sequence[str]]
 #: A loaded export: inputs by name to outputs by name.
 Runner = Callable[[Inputs], Outputs]
 
-#: The first transformers with exporters for all engines, and their quantizers.
-TRANSFORMERS = "5.20"
-
 
 @dataclass(frozen=True)
 class Engine:
@@ -39,20 +35,6 @@ class Engine:
     write: Callable[[Source, Path], Layers]
     load: Callable[[Path, int], Runner]
     keeps_blocks: bool = False
-
-
-def check_installed(packages: tuple[str, ...]) -> None:
-    """Refuse an engine whose packages are not there.
-
-    Raises:
-        ImportError: which are missing, and the extra that brings them.
-    """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"export: expected {', '.join(missing)} (transformers {TRANSFORMERS} or newer) to be installed; "
-            'pip install "hf-mlprune[serve]"'
-        )
 
 
 def reference(source: Source) -> Runner:

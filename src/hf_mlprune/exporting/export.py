@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ..files import write_folder, write_json
+from ..installed import check_installed
 from . import checking, folders, onnx, openvino, programs
-from .engine import Engine, Layers, Runner, check_installed, reference
+from .engine import Engine, Layers, Runner, reference
 from .int8 import Gate
 from .measuring import EXPORT, ServingLatency, measure
 from .metric import ComputeMetrics, Judge
@@ -149,7 +150,8 @@ def check_request(
     recipe = _recipe(to, int8, has_data=has_data)
     target = checking.target_of(folder)
     checking.check_numbers(latency, threads)
-    check_installed((*engine.packages, *(("nncf",) if recipe and to == "openvino" else ())))
+    packages = (*engine.packages, *(("nncf",) if recipe and to == "openvino" else ()))
+    check_installed(packages, extra="serve", needed_by=f"export to {to}")
     return engine, recipe, target
 
 

@@ -22,12 +22,12 @@ from transformers import AutoModel
 from ..encoders import Encoder, inspect_encoder, tokens_of
 from ..families import read_config
 from ..files import write_json
+from ..installed import check_installed
 from ..latency_table import table_to_json
 from ..part_times import FFN_POINTS, Opener, measure_times
 from ..timing import using_threads
 from ..values import check_whole_number
 from . import export, source
-from .engine import check_installed
 
 #: Engines that a table can be measured in.
 NAMES = ("torch", "onnx", "openvino")
@@ -63,7 +63,7 @@ def measure_table(
     with using_threads(threads), tempfile.TemporaryDirectory() as folder:
         make = None
         if engine != "torch":
-            check_installed(export.ENGINES[engine].packages)
+            check_installed(export.ENGINES[engine].packages, extra="serve", needed_by=f"engine {engine}")
             make = partial(in_engine, encoder, engine, threads, Path(folder))
         tables = measure_times(encoder, batch, length, make, ffn_points)
     return table_to_json(

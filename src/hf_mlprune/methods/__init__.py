@@ -61,7 +61,9 @@ def find_method(name: str) -> type[Method[Any]]:
                 f"method: {name} is a class of the user's own; import its module "
                 f"{name.rpartition('.')[0]} before the settings are read"
             )
-        near = difflib.get_close_matches(name, METHODS, n=1)
+        near = difflib.get_close_matches(name, METHODS, n=1) or [
+            each for each in METHODS if name and name in each
+        ]
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
             f"method: expected any of {tuple(METHODS)} or a subclass of Method, got {name!r}; {meant}"

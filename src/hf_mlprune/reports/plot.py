@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..installed import check_installed
 from .folder import LayerMap, PrunedFolder
 from .picture import LEVELS
 
@@ -39,8 +39,7 @@ def write_plot(found: PrunedFolder, file: Path) -> None:
     """
     if file.suffix.lower() not in ENDINGS:
         raise ValueError(f"out: expected a file of {', '.join(ENDINGS)}, got {file}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError('plot: expected matplotlib to be installed; pip install "hf-mlprune[plot]"')
+    check_installed(["matplotlib"], extra="plot", needed_by="plot")
     from matplotlib.figure import Figure
 
     curves = {name: points for name in CURVES if (points := curve(found.history, name))}
