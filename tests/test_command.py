@@ -129,6 +129,14 @@ def test_a_job_without_its_packages_says_how_to_get_them(small, tmp_path, monkey
     [
         ("config.json", "{", "expected .* with a config.json that can be read, got"),
         ("model.safetensors", "x", "error: "),
+        # JSON of no tokenizer, and a file that ends too early: these raise errors of different kinds.
+        ("tokenizer.json", "{}", "files of a tokenizer .* that can be read, got KeyError"),
+        ("tokenizer.json", "[]", "files of a tokenizer .* that can be read, got TypeError"),
+        (
+            "tokenizer.json",
+            '{"added',
+            "files of a tokenizer .* that can be read, got JSONDecodeError",
+        ),
     ],
 )
 def test_damaged_models_are_said_in_one_line(file, content, message, small, tmp_path):

@@ -19,6 +19,7 @@ from ..encoders import Encoder, inspect_encoder, random_batch
 from ..families import FAMILIES, head_of, read_config
 from ..files import find_file
 from ..modeling.block_sparse import BlockSparseLinear
+from ..processors import reading_processor
 from .plain import replace_blocks
 from .pooling import WholeSpladePooling
 from .stock import CPU_ATTENTION
@@ -216,7 +217,8 @@ def _load_processor(source: str, model: PreTrainedModel) -> Any:
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in files):
         return None
-    return loader.from_pretrained(source)
+    with reading_processor(source):
+        return loader.from_pretrained(source)
 
 
 def _sentence_source(model: Any, processor: Any, given: Iterable[str] | None) -> Source:

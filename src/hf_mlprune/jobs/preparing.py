@@ -21,6 +21,7 @@ from ..latency_table import measured_table
 from ..loop import start
 from ..modeling.checkpoint import keep_present_names
 from ..modeling.family import Family
+from ..processors import reading_processor
 from ..trainer.data import typical_length
 from .classes import are_unnamed, class_names, in_order
 from .data import read_splits
@@ -165,7 +166,8 @@ def tokenized(task: Task, data: DatasetDict, tokenizer: Any, length: int) -> Dat
 
 def load_tokenizer(source: str, task: Task) -> Any:
     """The tokenizer of a model, as the task needs it."""
-    return word_tokenizer(source) if task.reads_words else AutoTokenizer.from_pretrained(source)
+    with reading_processor(source):
+        return word_tokenizer(source) if task.reads_words else AutoTokenizer.from_pretrained(source)
 
 
 def longest_row(max_length: int | None, task: Task, tokenizer: Any, config: Any) -> int:
