@@ -22,8 +22,9 @@ from hf_mlprune import PruningCallback, PruningConfig, attach, part_times, repor
 from hf_mlprune.budgets.bytes import parse_size
 from hf_mlprune.budgets.time import PARTS, increasing, parse_time
 from hf_mlprune.encoders import inspect_encoder
-from hf_mlprune.goals import is_within_target, predicted_speedup
+from hf_mlprune.goals import is_within_target, predicted_speedup, reached
 from hf_mlprune.part_times import points
+from hf_mlprune.reports.folder import read_folder
 from hf_mlprune.stages import StructuredStage
 from hf_mlprune.state import pruning_state, pruning_states
 from hf_mlprune.trainer.data import typical_length
@@ -184,7 +185,7 @@ def test_where_calls_are_long_fewer_widths_are_timed_more_than_once(seconds, lay
     assert 1 / 3 <= share <= 1
     round_seconds = seconds * (2 * layers + part_times.MEAN_TIME * most * share)
     # Of each opening one round is counted, and one goes before it.
-    openings = part_times.BUDGET_SECONDS / round_seconds / 2
+    openings = part_times.MOST_SECONDS / round_seconds / 2
     assert openings >= part_times.LEAST_OPENINGS - 1e-9 or share == 1 / 3
     # No width is left out for nothing.
     assert share == 1 or openings <= part_times.LEAST_OPENINGS + 1e-9
@@ -193,8 +194,8 @@ def test_where_calls_are_long_fewer_widths_are_timed_more_than_once(seconds, lay
 def test_a_table_has_the_widths_for_which_there_is_time(monkeypatch):
     encoder = inspect_encoder(make_model(num_attention_heads=8, intermediate_size=480))
     tables = []
-    for budget in (part_times.BUDGET_SECONDS, 1e-6):
-        monkeypatch.setattr(part_times, "BUDGET_SECONDS", budget)
+    for budget in (part_times.MOST_SECONDS, 1e-6):
+        monkeypatch.setattr(part_times, "MOST_SECONDS", budget)
         monkeypatch.setattr(part_times, "ROUNDS", 1)
         # What the machine does beside may hide that a small encoder takes time at all.
         for _ in range(10):
@@ -257,6 +258,33 @@ def test_times_are_measured_without_copies_of_the_vocabulary(family):
     found = part_times.measure_times(encoder, 2, 8, make, ffn_points=2)
     assert max(words, default=0) <= part_times.PROBED_VOCABULARY
     assert int(found["rest_time"]) > 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"multiply_adds": 0.5, "length": 16}, {"size": "70 kB"}, {"density": 0.5}]
+)
+def test_what_a_run_reached_is_said_as_its_target_counts_it(settings, tmp_path, capsys):
+    callback = PruningCallback(**settings)
+    trainer = make_trainer(tmp_path, make_model(), callback)
+    trainer.train()
+    printed = " ".join(capsys.readouterr().err.split())
+    trainer.model.save_pretrained(tmp_path / "pruned")
+    found, said = callback.report, callback.report.reached
+    if "density" in settings:
+        assert said is None
+    elif "size" in settings:
+        written = (tmp_path / "pruned" / "model.safetensors").stat().st_size
+        # The header of the file is counted as if nothing were removed.
+        assert float(said.partition(" kB of ")[0]) == pytest.approx(written / 1e3, rel=0.01)
+    else:
+        now, dense = found.multiply_adds
+        assert said == f"{now / dense:.4f} of the dense multiply-adds for 16 tokens"
+    (name, value), counted = next(iter(settings.items())), f", {said}" if said else ""
+    goal = value if name == "density" else f"{name}={value}"
+    assert f"landed at density {found.density:.4f}{counted} (target {goal})" in printed
+    line = f"pruned by the method fisher to {name}={value}" + (f"; reached: {said}" if said else "")
+    assert read_folder(str(tmp_path / "pruned")).lines()[0] == line
+    assert f"It was {line}." in (tmp_path / "pruned" / "README.md").read_text()
 
 
 def test_rows_land_in_groups_of_16_whatever_is_counted(tmp_path):
@@ -386,13 +414,23 @@ def test_a_resumed_run_counts_by_the_times_it_began_with(tmp_path):
         ({"latency": 12}, r"latency: expected a time such as '12 ms'"),
         ({"size": "30 potatoes"}, r"size: expected a size such as '30 MB' \(kB, .*\), got '30 potatoes'"),
         ({"size": "0 MB"}, "size: expected a size such as"),
-        ({"speedup": 2, "levels": ("blocks",)}, "levels: expected no 'blocks' with speedup="),
-        ({"speedup": 2, "preset": "paper"}, "levels: expected no 'blocks' with speedup="),
-        ({"speedup": 2, "row_sites": ("fc2",)}, r"row_sites: expected \('fc1',\) with a target of time"),
+        ({"size": "30 mb"}, "got '30 mb'; did you mean MB?"),
+        ({"latency": "12 MS"}, "got '12 MS'; did you mean ms?"),
+        ({"latency": "1e999 s"}, "got '1e999 s'$"),
+        (
+            {"speedup": 2, "levels": ("blocks",)},
+            r"levels: expected no 'blocks' with speedup=, .*\. Give levels=\('heads', 'rows'\)$",
+        ),
+        (
+            {"speedup": 2, "preset": "paper"},
+            r"with speedup=, .*\. Give levels=\('heads', 'rows'\), row_sites=\('fc1',\)$",
+        ),
+        ({"size": "1 MB", "preset": "paper"}, r"with size=, .*\. Give levels=\('heads', 'rows'\)$"),
+        ({"speedup": 2, "row_sites": ("fc2",)}, r"row_sites: expected any of \('fc1',\) with speedup="),
         ({"density": 0.2, "batch": 4}, "batch: has no effect here, it needs speedup= or latency="),
         (
             {"density": 0.2, "length": 4},
-            "length: has no effect here, it needs speedup=, latency= or mul",
+            "length: has no effect here, it needs speedup=, latency= or multiply_adds=; leave",
         ),
         ({"speedup": 2, "threads": 0}, "threads: expected a whole number from 1 up, got 0"),
     ],
@@ -405,7 +443,8 @@ def test_targets_are_checked(settings, message):
 def test_sizes_and_times():
     assert parse_size("30 MB") == parse_size("30000kB") == 30e6
     assert parse_size("1 KiB") == 1024
-    assert parse_time("12 ms") == parse_time("12000us") == 12e6
+    assert parse_time("12 ms") == parse_time("12000us") == parse_time("1.2e-2 s") == 12e6
+    assert parse_time(".5 ms") == parse_time("500. us") == 5e5
 
 
 @pytest.mark.parametrize(
@@ -413,14 +452,22 @@ def test_sizes_and_times():
     [
         (
             {"size": "1 kB"},
-            r"size='1 kB' cannot be reached: the least is .* MB of .*; embeddings and all",
+            r"size='1 kB' cannot be reached: the least is .*B of .*B \(.*x at most\), as embeddings and "
+            r"all .* take .* [kM]B and every layer keeps minimum_units=1 .*; ask .*, lower .* or store",
         ),
-        ({"size": "1 GB"}, r"size: expected less than the model's own .* MB, got '1 GB'"),
-        ({"multiply_adds": 0.001}, "multiply_adds=0.001 cannot be reached"),
+        ({"size": "1 GB"}, r"size: expected less than the model's own .* [kM]B, got '1 GB'"),
+        (
+            {"multiply_adds": 0.001},
+            r"multiply_adds=0.001 cannot be reached: .* at most\), as every layer keeps minimum_units=1",
+        ),
+        (
+            {"multiply_adds": 0.1, "exclude": [0], "minimum_units": 0},
+            r"at most\), as excluded layers \[0\] take .*; ask for less or exclude fewer layers$",
+        ),
         ({"latency": "1 s", "length": 8}, r"latency: expected less than the model's own .* ms, got '1 s'"),
         (
             {"speedup": 5000, "length": 8},
-            r"speedup=5000 cannot be reached: .*embeddings, layer norms",
+            r"speedup=5000 cannot be reached: .* \(.*x at most\), as embeddings, layer norms",
         ),
     ],
 )
@@ -520,14 +567,17 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
     assert (data["engine"], data["heads"], data["fc1"], data["layers"]) == ("onnx", 1, 256, 2)
     # Of this tiny model much does not shrink: times are set so that a speedup of 2 can be reached.
     data["nanoseconds"] = {
-        "rest_time": {"0": 1000},
-        "attention_time": {"0": 0, "1": 400},
-        "ffn_time": {str(width): 16 * width for width in range(0, 257, 16)},
+        "rest_time": {"0": 1_000_000},
+        "attention_time": {"0": 0, "1": 400_000},
+        "ffn_time": {str(width): 16_000 * width for width in range(0, 257, 16)},
     }
     file.with_name("mine.json").write_text(json.dumps(data))
     model = make_model(**sizes)
     prune(model, PruningConfig.create(speedup=2, length=16, latency_table=file.with_name("mine.json")))
-    assert predicted_speedup(pruning_state(model)) == pytest.approx(2, rel=0.1)
+    predicted = predicted_speedup(pruning_state(model))
+    assert predicted == pytest.approx(2, rel=0.1)
+    said = f"predicted {predicted:.2f}x, {9.992 / predicted:.2f} ms of 9.99 ms"
+    assert reached(pruning_state(model)) == said
     # The length is that of the table, unless the user says another.
     attach(
         model := make_model(**sizes),
@@ -535,6 +585,12 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
     )
     start(model, 20)
     assert pruning_state(model).length == 16
+
+
+def times(**parts) -> dict:
+    """A change of a table: nanoseconds, some of them other ones."""
+    usual = {"rest_time": {"0": 9}, "attention_time": {"0": 0, "1": 9}, "ffn_time": {"0": 0, "256": 9}}
+    return {"nanoseconds": {**usual, **parts}}
 
 
 @pytest.mark.parametrize(
@@ -547,19 +603,33 @@ def test_a_run_counts_by_a_table_that_was_made_elsewhere(table):
         ({"length": "a", "hidden_size": None}, "latency_table: expected length 16, got 'a' in"),
         (
             {"nanoseconds": {"rest_time": {"a": 1}}},
-            "latency_table: expected a table of times in .* got ValueError",
+            "latency_table: expected a table of times in .* got a time of 'a' units in rest_time",
         ),
         ({"version": 9}, "latency_table: expected version 1, got 9 in"),
-        ({"nanoseconds": {}}, "latency_table: expected a table of times in .* got KeyError"),
-        ({"nanoseconds": 3}, "latency_table: expected a table of times in .* got TypeError"),
+        (
+            {"nanoseconds": {}},
+            "latency_table: expected a table of times in .* got none of rest_time; make one",
+        ),
+        (
+            {"nanoseconds": 3},
+            "latency_table: expected a table of times in .* got none of rest_time; make one",
+        ),
         (
             {"nanoseconds": {"rest_time": {"0": 1}, "attention_time": {"0": 0}, "ffn_time": {"0": 0}}},
-            "latency_table: expected times of no units and of all of them",
+            "latency_table: .* got no times of no units and of all 1 of them in attention_time",
         ),
         (
             {"nanoseconds": {"rest_time": {"0": 1}, "attention_time": {"90": 0}, "ffn_time": {"0": 0}}},
-            "latency_table: expected a table of times in .* got IndexError",
+            "latency_table: .* got a time of '90' units in attention_time, which has 0 to 1;",
         ),
+        (times(attention_time={"-1": 5}), "got a time of '-1' units in attention_time, which has 0 to 1;"),
+        (times(rest_time={"0": -7}), "got -7 nanoseconds in rest_time;"),
+        (times(ffn_time={"0": 0, "256": float("inf")}), "got inf nanoseconds in ffn_time;"),
+        (times(ffn_time={"0": 0, "256": float("nan")}), "got nan nanoseconds in ffn_time;"),
+        (times(ffn_time={"0": 0, "256": "9"}), "got '9' nanoseconds in ffn_time;"),
+        (times(ffn_time={"0": 0, "256": 0}, attention_time={"0": 9, "1": 9}), "got times that do not grow"),
+        (times(ffn_time={"0": 9, "256": 1}, attention_time={"0": 9, "1": 3}), "got times that do not grow"),
+        ({"batch": 4}, r"expected batch 1, got 4 in .*: give batch=4, or a table for 1"),
     ],
 )
 def test_a_table_that_is_none_is_refused(change, message, table):
@@ -569,6 +639,24 @@ def test_a_table_that_is_none_is_refused(change, message, table):
     model = make_model(**sizes)
     attach(model, PruningConfig.create(speedup=2, length=16, latency_table=str(other)))
     with pytest.raises(ValueError, match=message):
+        start(model, 20)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe\x00", b"null", b"3"])
+def test_a_file_that_is_no_table_is_refused_without_its_content(content, tmp_path):
+    file = tmp_path / "table.json"
+    file.write_bytes(content)
+    attach(model := make_model(), PruningConfig.create(speedup=2, latency_table=file))
+    with pytest.raises(ValueError, match=r"got (a JSON \w+|what is no JSON \(\w+\)); make one with"):
+        start(model, 20)
+
+
+def test_a_table_for_longer_sequences_than_the_model_takes_is_refused(table):
+    file, sizes = table
+    long = file.with_name("long.json")
+    long.write_text(json.dumps({**json.loads(file.read_text()), "length": 100_000}))
+    attach(model := make_model(**sizes), PruningConfig.create(speedup=2, latency_table=long))
+    with pytest.raises(ValueError, match=r"length: expected at most .* tokens, what the model takes"):
         start(model, 20)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ from families import each_family
 from hf_mlprune import PruningCallback, PruningConfig, advance, attach, collect, report, shrink, start
 from hf_mlprune.encoders import inspect_encoder
 from hf_mlprune.levels import LEVELS, ROW_SITES
-from hf_mlprune.methods import METHODS, setting_names
+from hf_mlprune.methods import METHODS, Method, MethodSettings, setting_names
 from hf_mlprune.methods.ranking import Ranking
 from hf_mlprune.methods.snip import bound_spectral_norms, function_norms, spectral_norm
 from hf_mlprune.narrowing import compute_all
@@ -64,7 +65,7 @@ class Misspelt(Divided):
 
 
 def test_defaults_of_a_method_are_settings_of_a_run():
-    with pytest.raises(ValueError, match=r"defaults of .*Misspelt, got \['structured_fractoin'\]"):
+    with pytest.raises(ValueError, match=r"defaults of Misspelt, got \['structured_fractoin'\]"):
         PruningConfig.create(0.3, method=Misspelt)
 
 
@@ -166,9 +167,7 @@ def test_settings_of_a_method_are_written_and_read(method):
     assert set(config.to_dict()) == {*PruningConfig.run_settings(), *setting_names(METHODS[method])}
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"), [("snap", "snip"), ("lasso", "group-lasso"), ("prun", "mlpruning")]
-)
+@pytest.mark.parametrize(("name", "meant"), [("snap", "snip"), ("lasso", "group-lasso"), ("SNIP", "snip")])
 def test_an_unknown_method_says_what_there_is(name, meant):
     with pytest.raises(ValueError, match=rf"method: expected any of \('fisher', .*did you mean '{meant}'"):
         PruningConfig.create(0.3, method=name)
@@ -194,6 +193,93 @@ def test_a_class_of_the_users_own_prunes_and_is_found_again(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor)
+
+
+class OutputNorm(Ranking):
+    """A method of a user's own, as the guide has it: of weights and inputs, with no word on autograd."""
+
+    needs_inputs = True
+    graphs: ClassVar[list[bool]] = []
+
+    def score(self, stage, gradients):
+        for gate, owned, active in zip(stage.gates, stage.owned(), stage.active, strict=True):
+            (last,) = [each for each in owned if each.inputs is not None]
+            used = last.inputs.reshape(-1, last.inputs.shape[-1]).norm(dim=0)
+            gate.scores[:active] += last.sum(last.weight.abs() * used)
+            self.graphs.append(gate.scores.requires_grad)
+
+
+def test_what_a_method_computes_of_weights_has_no_graph(tmp_path):
+    trainer = make_trainer(
+        tmp_path, make_model(), PruningCallback(targets=[0.6, 0.4], method=OutputNorm), max_steps=40
+    )
+    trainer.train()
+    assert trainer.model.num_parameters() < make_model().num_parameters()
+    assert OutputNorm.graphs
+    assert not any(OutputNorm.graphs)
+
+
+class Unscored(Ranking):
+    pass
+
+
+class Returning(Ranking):
+    def score(self, stage, gradients):
+        return gradients
+
+
+class Loose(MethodSettings):
+    horizon: int = 3
+
+
+@dataclass(frozen=True)
+class Taken(MethodSettings):
+    length: int = 3
+    density: float = 0.1
+
+
+@dataclass(frozen=True)
+class Deep(MethodSettings):
+    window: tuple = (1, 2)
+
+
+class LooseRanking(FirstUnits):
+    Settings = Loose
+
+
+class TakenRanking(FirstUnits):
+    Settings = Taken
+
+
+class DeepRanking(FirstUnits):
+    Settings = Deep
+
+
+class DictRanking(FirstUnits):
+    Settings = dict
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Unscored, "method: expected Unscored to define score; see docs/add-a-method.md"),
+        (Ranking, "method: expected Ranking to define score"),
+        (Method, "method: expected Method to define learn, priorities and select"),
+        (LooseRanking, "expected LooseRanking.Settings to be a frozen dataclass derived from MethodSettings"),
+        (DictRanking, "expected DictRanking.Settings to be a frozen dataclass .* got <class 'dict'>"),
+        (TakenRanking, r"other names for settings of TakenRanking, .*: \['density', 'length'\]"),
+        (DeepRanking, r"window: expected a number or a string, .* got \(1, 2\)"),
+    ],
+)
+def test_a_class_that_no_run_could_use_is_refused_as_it_is_given(method, message):
+    with pytest.raises(ValueError, match=message):
+        PruningCallback(density=0.5, method=method)
+
+
+def test_a_score_that_is_returned_is_not_lost_in_silence(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(), PruningCallback(0.5, method=Returning))
+    with pytest.raises(TypeError, match=r"Returning.score: expected it to write .* it returned list"):
+        trainer.train()
 
 
 def test_names_in_files_run_no_code():

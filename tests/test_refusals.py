@@ -74,7 +74,11 @@ from test_nested import make_pair
             "importance_decay: has no effect here",
         ),
         ({"density": 0.2, "levels": ("heads",), "row_sites": ("fc2",)}, "row_sites: has no effect here"),
-        ({"density": 0.2, "desnity": 1}, "unknown pruning setting 'desnity'; known are"),
+        (
+            {"density": 0.2, "desnity": 1},
+            r"unknown pruning setting 'desnity'; did you mean 'density'\? known",
+        ),
+        ({"density": 0.2, "qqq": 1}, "unknown pruning setting 'qqq'; known are"),
         ({"density": 0.2, "exclude": (-1,)}, "exclude: expected layer indices from 0 up"),
         ({"density": 0.2, "structured_density": 0.1}, "structured_density: expected at least density=0.2"),
         ({"density": 0.2, "structured_fraction": 0.9}, "expected less than 1, so that steps are left"),

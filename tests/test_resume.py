@@ -136,6 +136,8 @@ def interrupted(tmp_path, callback, *, stop=12, **changes):
     ("settings", "changes", "message"),
     [
         ({"density": 0.4}, {}, "resume: expected density=0.3 as in the interrupted run, got 0.4"),
+        # Its own settings differ, too, and are not what the user changed.
+        ({"method": "magnitude"}, {}, "resume: expected method='fisher' as in the interrupted run, got"),
         ({"block_shape": (4, 4)}, {}, "is of a run with another block_shape"),
         ({}, {"max_steps": 40}, "resume: expected 24 steps in all as in the interrupted run, got 40"),
     ],

@@ -36,6 +36,11 @@ def quiet() -> None:
     be_quiet()
 
 
+def say(text: str) -> None:
+    """Tell how a job goes on, beside what the command prints."""
+    err.print(escape(text))
+
+
 @app.command()
 def prune(
     model: Annotated[str, typer.Argument(help="folder or hub name of the model, fine-tuned or not")],
@@ -121,11 +126,11 @@ def prune(
         if dry_run:
             check_folder(job, resume=resume)
             prepared = prepare(job)
-            check_reachable(prepared)
+            check_reachable(prepared, say)
             show(describe(prepared), as_json=as_json)
             return
         try:
-            found = do_job(job, resume=resume, say=lambda text: err.print(escape(text)))
+            found = do_job(job, resume=resume, say=say)
         except KeyboardInterrupt:
             err.print(interrupted(job))
             raise typer.Exit(INTERRUPTED) from None

@@ -8,9 +8,10 @@ import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
+from types import NoneType
 from typing import Any
 
-from .budgets import BUDGETS, check_target
+from .budgets import BUDGETS, check_densities, check_last, check_target
 from .levels import (
     LEVELS,
     ROW_SITES,
@@ -20,7 +21,16 @@ from .levels import (
     prunes_structures,
     unused_settings,
 )
-from .methods import METHODS, Method, MethodSettings, find_method, name_of, setting_names, split_settings
+from .methods import (
+    METHODS,
+    Method,
+    MethodSettings,
+    check_method,
+    find_method,
+    name_of,
+    setting_names,
+    split_settings,
+)
 from .values import check_choices, check_fraction, check_number, check_whole_number
 
 BLOCK_TEACHERS = ("step1", "teacher")
@@ -64,10 +74,11 @@ class PruningConfig:
             densities if no target is named. Not possible with blocks.
         batch: number of sequences, or images, in the forward pass that is timed for ``speedup`` and
             ``latency``.
-        length: tokens per sequence, also for multiply-adds. ``None`` takes the median of the training data
-            if it is a `datasets.Dataset`, else 128. For images the number is given by the model.
-        threads: threads of the timed forward pass; ``None`` for as many as torch has.
-        latency_table: file with times for another engine or machine, of the same batch and length; see
+        length: tokens per sequence, also for multiply-adds. ``None`` takes that of a ``latency_table``, else
+            the median of the training data if it is a `datasets.Dataset`, else 128. For images the number is
+            given by the model.
+        threads: threads of the timed forward pass; ``None`` for as many as torch has, or as the table says.
+        latency_table: file with times for another engine or machine, of the same batch; see
             :mod:`hf_mlprune.exporting.table`. ``None`` measures in torch as the run begins.
         preset: ``"default"`` or ``"paper"`` (MLPruning's formulas, arXiv:2105.14636v1).
         levels: any of ``"heads"``, ``"rows"``, ``"blocks"``; blocks are pruned after the others.
@@ -148,23 +159,15 @@ class PruningConfig:
         targets = settings.get("targets")
         named = density is not None or any(settings.get(name) is not None for name in BUDGETS)
         if isinstance(targets, (list, tuple)) and targets and not named:
-            if isinstance(targets[-1], str):
-                raise ValueError(
-                    f"targets: expected densities, got {targets}; for another target name it with its last "
-                    f"value, too, as in latency={targets[-1]!r}"
-                )
+            check_densities(targets)
             density = targets[-1]
         chosen = settings.get("method", PRESETS[preset].get("method", cls.method))
         method = find_method(chosen) if isinstance(chosen, str) else chosen
         settings = {**settings, "method": name_of(method)}
-        unknown = sorted(set(method.defaults) - set(cls.run_settings()))
-        if unknown:
-            raise ValueError(
-                f"method: expected settings of a run in the defaults of {settings['method']}, got {unknown}"
-            )
+        check_method(method, cls.run_settings())
         usual = {**method.defaults, **PRESETS[preset]}
         own, settings = split_settings(method, settings, cls.run_settings())
-        given = method.Settings(**own)
+        given = method.Settings(**{name: _plain(value) for name, value in own.items()})
         config = cls(
             density=density, preset=preset, method_settings=given, created=True, **{**usual, **settings}
         )
@@ -248,6 +251,11 @@ class PruningConfig:
                 f"method_settings: expected {method.Settings.__name__} of the method {self.method!r}, got "
                 f"{type(self.method_settings).__name__}"
             )
+        for name, value in vars(self.method_settings).items():
+            if not isinstance(value, (str, int, float, NoneType)):
+                raise ValueError(
+                    f"{name}: expected a number or a string, as methods' settings are, got {value!r}"
+                )
         self.method_settings.check()
         if method.levels is not None and not set(self.levels) <= set(method.levels):
             raise ValueError(
@@ -273,11 +281,8 @@ class PruningConfig:
 
     def _check_effect(self, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
         """Refuse settings of a level that is not used, unless they are what they are anyway."""
-        target, value = self.target
-        if self.targets and value != self.targets[-1]:
-            raise ValueError(
-                f"{target}: expected the last of targets={list(self.targets)}, or none, got {value!r}"
-            )
+        target, _ = self.target
+        check_last(vars(self), target)
         for name, needed in unused_settings(target, self.levels, self.row_sites).items():
             expected = usual.get(name, getattr(type(self), name))
             if name in settings and getattr(self, name) != expected:
@@ -299,6 +304,11 @@ class PruningConfig:
         """The target, for people."""
         name, value = self.target
         return f"{value:g}" if name == "density" else f"{name}={value}"
+
+    @property
+    def measures_times(self) -> bool:
+        """Whether times are measured on this machine as the run begins."""
+        return "latency_table" in BUDGETS[self.target[0]].uses and self.latency_table is None
 
     @property
     def structured(self) -> bool:

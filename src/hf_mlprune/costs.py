@@ -12,9 +12,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .budgets.bytes import dense_bytes
-from .encoders import inspect_encoder, tokens_of, usual_length
+from .encoders import check_length, inspect_encoder, tokens_of, usual_length
 from .latency_table import read_table
-from .part_times import check_length, measure_times
+from .part_times import measure_times
 from .processes import same_in_all_processes
 from .state import STATE_NAME, PruningState
 from .timing import using_threads

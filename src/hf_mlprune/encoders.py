@@ -228,6 +228,18 @@ def most_tokens(encoder: Encoder) -> int:
     return encoder.family.config.config_fields.most_tokens(encoder.module.config)
 
 
+def check_length(encoder: Encoder, length: int) -> None:
+    """Refuse sequences that a model cannot take; images have their own.
+
+    Raises:
+        ValueError: says what the most is.
+    """
+    if tokens_of(encoder) is None and length > most_tokens(encoder):
+        raise ValueError(
+            f"length: expected at most {most_tokens(encoder)} tokens, what the model takes, got {length}"
+        )
+
+
 def usual_length(encoder: Encoder, typical: int | None = None) -> int:
     """Tokens of the sequences that costs are counted for where no setting says them.
 

@@ -88,6 +88,15 @@ def predicted_speedup(state: PruningState) -> float | None:
     return budget.whole / (budget.rest + stage.kept_share() * budget.total)
 
 
+def reached(state: PruningState) -> str | None:
+    """What the masked encoder costs, as its target counts it; ``None`` if that is the density."""
+    if state.config.density is not None:
+        return None
+    stage = StructuredStage(state)
+    budget = stage.budget
+    return budget.reached(budget.rest + stage.kept_share() * budget.total)
+
+
 def check_reachable(state: PruningState) -> None:
     """Refuse before the first step a density above the model's own, or below what is always kept.
 

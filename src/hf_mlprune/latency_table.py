@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .budgets.time import PARTS
-from .encoders import Encoder, inspect_encoder, tokens_of
+from .encoders import Encoder, check_length, inspect_encoder, tokens_of
 from .state import PruningState, pruning_states
 
 TABLE_VERSION = 1
+#: What a table is for that a run can choose.
+OF_RUNS = ("batch", "length", "threads")
+#: One hour: more is no time of a forward pass.
+MOST_NANOSECONDS = 3.6e12
 
 
 def table_to_json(
@@ -69,7 +73,7 @@ def read_table(file: Path, state: PruningState, encoder: Encoder) -> dict[str, T
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no table, or one of other sizes or another shape.
+        ValueError: it is no table, or one of other sizes or another shape, or longer than the model takes.
     """
     if not file.is_file():
         came = "a folder" if file.is_dir() else "where nothing is"
@@ -80,24 +84,45 @@ def read_table(file: Path, state: PruningState, encoder: Encoder) -> dict[str, T
     later = {"hidden_size": state.dense.sizes.hidden_size, "family": encoder.family.name}
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        given = {name: data.get(name) for name in (*later, *wanted)}
-    except (AttributeError, ValueError) as error:
-        raise _no_table(file, error) from error
-    wanted |= {name: value for name, value in later.items() if given[name] is not None}
+    except ValueError as error:
+        raise _no_table(file, f"what is no JSON ({error.__class__.__name__})") from error
+    if not isinstance(data, dict):
+        raise _no_table(file, f"a JSON {type(data).__name__}")
+    wanted |= {name: value for name, value in later.items() if data.get(name) is not None}
     for name, value in wanted.items():
-        if given[name] != value:
-            raise ValueError(f"latency_table: expected {name} {value}, got {given[name]!r} in {file}")
-    try:
-        found = {name: torch.full((size,), -1, dtype=torch.int64) for name, size in state.tables().items()}
-        for name in ("rest_time", *PARTS.values()):
-            for width, time in data["nanoseconds"][name].items():
-                found[name][int(width)] = int(time)
-        found["target_length"].fill_(image_tokens or int(data["length"]))
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise _no_table(file, error) from error
-    if any(int(table[0]) < 0 or int(table[-1]) < 0 for table in found.values()):
-        raise ValueError(f"latency_table: expected times of no units and of all of them in {file}, got none")
+        if data.get(name) != value:
+            way = (
+                f": give {name}={data[name]!r}, or a table for {value}"
+                if name in OF_RUNS and name in data
+                else ""
+            )
+            raise ValueError(f"latency_table: expected {name} {value}, got {data.get(name)!r} in {file}{way}")
+    times, length = data.get("nanoseconds"), image_tokens or data.get("length")
+    if type(length) is not int or length < 1:
+        raise _no_table(file, f"length {length!r}")
+    check_length(encoder, length)
+    found = {name: torch.full((size,), -1, dtype=torch.int64) for name, size in state.tables().items()}
+    for name in ("rest_time", *PARTS.values()):
+        _fill(found[name], name, times.get(name) if isinstance(times, dict) else None, file)
+    found["target_length"].fill_(length)
+    if not any(int(found[name][-1]) > int(found[name][0]) for name in PARTS.values()):
+        raise _no_table(file, "times that do not grow with what is kept")
     return found
+
+
+def _fill(table: Tensor, name: str, times: Any, file: Path) -> None:
+    """Write the times of one part, by kept units, into a table."""
+    if not isinstance(times, dict):
+        raise _no_table(file, f"none of {name}")
+    widths = {str(width): width for width in range(len(table))}
+    for width, nanoseconds in times.items():
+        if width not in widths:
+            raise _no_table(file, f"a time of {width!r} units in {name}, which has 0 to {len(table) - 1}")
+        if type(nanoseconds) not in (int, float) or not 0 <= nanoseconds < MOST_NANOSECONDS:
+            raise _no_table(file, f"{nanoseconds!r} nanoseconds in {name}")
+        table[widths[width]] = round(nanoseconds)
+    if not {"0", str(len(table) - 1)} <= times.keys():
+        raise _no_table(file, f"no times of no units and of all {len(table) - 1} of them in {name}")
 
 
 def _wanted(state: PruningState, image_tokens: int | None) -> dict[str, Any]:
@@ -112,5 +137,8 @@ def _wanted(state: PruningState, image_tokens: int | None) -> dict[str, Any]:
     return wanted
 
 
-def _no_table(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"latency_table: expected a table of times in {file}, got {error!r}")
+def _no_table(file: Path, came: str) -> ValueError:
+    return ValueError(
+        f"latency_table: expected a table of times in {file}, got {came}; make one with "
+        "`python -m hf_mlprune.exporting.table`"
+    )

@@ -6,10 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from .budgets import BUDGETS
-from .budgets.time import TimeBudget
 from .modeling.layout import GROUPS
 from .modeling.structure import LONGEST_SIDE
-from .values import check_choices
+from .values import check_choices, listed
 
 LEVELS = ("heads", "rows", "blocks")
 #: Levels whose units are whole modules of a layer.
@@ -31,8 +30,14 @@ def unused_settings(target: str, levels: Collection[str], row_sites: Collection[
         levels: what is pruned.
         row_sites: matrices whose rows go.
     """
-    timed, blocks = BUDGETS[target] is TimeBudget, "blocks" in levels
-    return {
+    blocks = "blocks" in levels
+    of_budgets = {
+        name: listed([f"{each}=" for each, budget in BUDGETS.items() if name in budget.uses], "or")
+        for budget in BUDGETS.values()
+        for name in budget.uses
+        if name not in BUDGETS[target].uses
+    }
+    return of_budgets | {
         name: needed
         for needed, is_met, names in (
             ("the level 'blocks'", blocks, ("block_shape",)),
@@ -42,8 +47,6 @@ def unused_settings(target: str, levels: Collection[str], row_sites: Collection[
                 ("structured_density",),
             ),
             ("the level 'rows'", "rows" in levels, ("row_sites",)),
-            ("speedup= or latency=", timed, ("batch", "threads", "latency_table")),
-            ("speedup=, latency= or multiply_adds=", timed or target == "multiply_adds", ("length",)),
         )
         for name in names
         if not is_met

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .budgets.time import PARTS
-from .encoders import Encoder, most_tokens, random_batch, stock_encoder, tokens_of
+from .encoders import Encoder, check_length, random_batch, stock_encoder
 from .modeling.pruned import apply_structure
 from .modeling.structure import LayerStructure, Structure
 from .timing import interleave, synchronize
@@ -30,7 +30,10 @@ OPENINGS, LEAST_OPENINGS = 8, 3
 #: Rounds that are counted of each opening: at most. One more goes before them. Of widths timed a few times, a
 #: run chooses those that only seemed fast: with 3 rounds models came out slower than asked.
 ROUNDS = 15
-BUDGET_SECONDS = 240.0
+#: Of the timing of a table: at most; no further opening is begun after it.
+MOST_SECONDS = 240.0
+#: For people who wait.
+MEASURING = "measuring the times of the encoder's parts: some minutes, in which nothing else should run here"
 #: What a thin encoder takes on average, over the dense one of as many layers.
 MEAN_TIME = 0.45
 
@@ -38,18 +41,6 @@ MEAN_TIME = 0.45
 Opener = Callable[[], Callable[[], object]]
 #: Heads, FFN rows and layers of a thin encoder.
 Shape = tuple[int, int, int]
-
-
-def check_length(encoder: Encoder, length: int) -> None:
-    """Refuse sequences that a model cannot take; images have their own.
-
-    Raises:
-        ValueError: says what the most is.
-    """
-    if tokens_of(encoder) is None and length > most_tokens(encoder):
-        raise ValueError(
-            f"length: expected at most {most_tokens(encoder)} tokens, what the model takes, got {length}"
-        )
 
 
 def measure_times(
@@ -133,11 +124,11 @@ def _times(openers: Mapping[Shape, Opener], shapes: Sequence[Shape]) -> list[flo
     """Seconds of a call of each network: medians over its instances."""
     began, found = time.perf_counter(), []
     for opening in range(OPENINGS):
-        if opening >= LEAST_OPENINGS and time.perf_counter() - began > BUDGET_SECONDS:
+        if opening >= LEAST_OPENINGS and time.perf_counter() - began > MOST_SECONDS:
             break
         networks = {shape: opened() for shape, opened in openers.items()}
         variants = [networks[shape] for shape in shapes]
-        budget = BUDGET_SECONDS / OPENINGS
+        budget = MOST_SECONDS / OPENINGS
         with torch.inference_mode():
             timing = interleave(variants, rounds=ROUNDS, warmup=1, budget_seconds=budget)
         found.append(timing.seconds)
@@ -162,7 +153,7 @@ def share_of_points(seconds: float, most: int, layers: float) -> float:
         most: points, if calls are short.
         layers: of the whole encoder, over those few.
     """
-    calls = BUDGET_SECONDS / (2 * LEAST_OPENINGS) / seconds
+    calls = MOST_SECONDS / (2 * LEAST_OPENINGS) / seconds
     # The whole encoders take the time of two dense ones.
     return min(1.0, max(1 / 3, (calls - 2 * layers) / (MEAN_TIME * most)))
 

@@ -33,10 +33,10 @@ class Run:
         method: how importance is learned.
         step: completed optimizer steps.
         phase: present phase.
-        target: density at the end of the present stage.
+        target: share of the cost at the end of the present stage; of weights the density.
         origin: that of the target before; 1 for the first.
         stage: gates that learn now, or ``None`` once all masks are final.
-        pressure: the method's last density target, λ and penalty.
+        pressure: what the method last aimed at, its λ and penalty.
         density: present density.
         moved_at: last step at which the density changed.
         stall_reported: whether the user was told that it does not change.
@@ -140,6 +140,7 @@ def begin(state: PruningState, schedules: tuple[Schedule, ...], step: int) -> No
         check_reachable(state)
 
 
+@torch.no_grad()
 def learn(state: PruningState) -> None:
     """See :func:`~hf_mlprune.loop.collect`."""
     run = current_run(state)
@@ -157,6 +158,7 @@ def learn(state: PruningState) -> None:
         linear.inputs = None
 
 
+@torch.no_grad()
 def move(state: PruningState, step: int) -> None:
     """See :func:`~hf_mlprune.loop.advance`."""
     run = current_run(state)

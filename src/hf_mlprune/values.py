@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+#: A number, also as 1e-3 or .5, and a unit.
+QUANTITY = r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S+)\s*"
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """``"a, b and c"``."""
+    *most, final = words
+    return f"{', '.join(most)} {last} {final}" if most else final
 
 
 def check_number(
@@ -42,9 +51,11 @@ def parse_quantity(text: Any, units: Mapping[str, float], expected: str) -> floa
         units: unit -> what one of it is.
         expected: for the error.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(\S+)\s*", text) if isinstance(text, str) else None
-    if match is None or match[2] not in units or not float(match[1]):
-        raise ValueError(f"{expected}, got {text!r}")
+    match = re.fullmatch(QUANTITY, text) if isinstance(text, str) else None
+    if match is None or match[2] not in units or not 0 < float(match[1]) < math.inf:
+        unit = match[2] if match is not None else ""
+        near = [each for each in units if each.lower() == unit.lower() and each != unit]
+        raise ValueError(f"{expected}, got {text!r}" + (f"; did you mean {near[0]}?" if near else ""))
     return float(match[1]) * units[match[2]]
 
 

@@ -65,28 +65,40 @@ class Budget(ABC):
     Attributes:
         sizes: of the encoder.
         settings: those of :class:`~hf_mlprune.config.PruningConfig`, by name.
-        rest: cost of what is not pruned, as it is.
+        fixed: cost of what is no layer; :meth:`prepare` sets it.
+        excluded: cost of the layers that are not pruned.
         total: cost of the pruned layers, dense.
         whole: cost of everything, dense.
     """
 
     #: Whether it counts blocks.
     has_blocks: ClassVar[bool] = False
+    #: Matrices whose rows it can count; ``None`` for all.
+    row_sites: ClassVar[tuple[str, ...] | None] = None
+    #: Settings of a run that have an effect with it, and not with every target.
+    uses: ClassVar[tuple[str, ...]] = ()
     #: Whether what widths that pay leave of it is spent row by row, on one site.
     takes_rest: ClassVar[bool] = True
     #: Unit of the cost, for people.
     unit: str
-    #: What stands in the way of a smaller cost, for people.
-    obstacle: str
+    #: What :attr:`fixed` is the cost of, in the plural; for people.
+    obstacle: str = ""
+    #: How it can be made smaller, in the imperative; for people.
+    advice: str = ""
 
     def __init__(self, sizes: Sizes, settings: Mapping[str, Any]) -> None:
         self.sizes, self.settings = sizes, settings
-        self.rest = 0.0
+        self.fixed = 0.0
         self.prepare()
         layer = float(self.layer_costs(sizes.full))
         self.total = layer * sizes.pruned
-        self.whole = self.rest + layer * sizes.layers
-        self.rest += float(self.layer_costs(sizes.excluded).sum())
+        self.whole = self.fixed + layer * sizes.layers
+        self.excluded = float(self.layer_costs(sizes.excluded).sum())
+
+    @property
+    def rest(self) -> float:
+        """Cost of what is not pruned, as it is."""
+        return self.fixed + self.excluded
 
     @classmethod
     @abstractmethod
@@ -108,7 +120,7 @@ class Budget(ABC):
         return {}
 
     def prepare(self) -> None:  # noqa: B027  weights need nothing
-        """Set what the costs are computed from, and :attr:`rest` without layers that are not pruned."""
+        """Set what the costs are computed from, and :attr:`fixed`; the other costs follow from these."""
 
     @abstractmethod
     def layer_costs(self, widths: Tensor) -> Tensor:
@@ -141,3 +153,7 @@ class Budget(ABC):
     def describe(self, cost: float) -> str:
         """The cost of a whole encoder or model, for people."""
         return f"{cost:.4g} {self.unit}"
+
+    def reached(self, cost: float) -> str:
+        """What a whole of this cost is over the dense one, for people."""
+        return f"{self.describe(cost)} of {self.describe(self.whole)}"

@@ -31,6 +31,7 @@ class BytesBudget(Budget):
 
     unit = "bytes"
     obstacle = "embeddings and all else that is not pruned"
+    advice = "store fewer bytes per weight, as model.to(torch.bfloat16) does, or use a smaller vocabulary"
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> None:
@@ -49,12 +50,13 @@ class BytesBudget(Budget):
 
     def prepare(self) -> None:
         """See :meth:`Budget.prepare`."""
-        self.rest = float(self.sizes.measured["other_bytes"])
-        self.encoders = float(self.sizes.measured["linear_bytes"]) / dense_bytes(self.sizes)
+        self.fixed = float(self.sizes.measured["other_bytes"])
+        # Bytes of all encoders for each byte of this one.
+        self.all_encoders = float(self.sizes.measured["linear_bytes"]) / dense_bytes(self.sizes)
 
     def layer_costs(self, widths: Tensor) -> Tensor:
         """Bytes of weights and biases of the prunable linears, and their share of those of other encoders."""
-        return linear_bytes(self.sizes, widths) * self.encoders
+        return linear_bytes(self.sizes, widths) * self.all_encoders
 
     def wanted(self) -> float:
         """See :meth:`Budget.wanted`."""
@@ -62,7 +64,7 @@ class BytesBudget(Budget):
 
     def describe(self, cost: float) -> str:
         """See :meth:`Budget.describe`."""
-        return f"{cost / 1e6:.1f} MB"
+        return f"{cost / 1e6:.2f} MB" if cost >= 1e6 else f"{cost / 1e3:.1f} kB"
 
 
 def linear_bytes(sizes: Sizes, widths: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class MultiplyAddsBudget(Budget):
     """``multiply_adds=0.25``: of the encoder for one sequence of ``length`` tokens, over the dense one's."""
 
     unit = "multiply-adds"
-    obstacle = "layers that are not pruned"
+    uses = ("length",)
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> None:
@@ -48,3 +48,8 @@ class MultiplyAddsBudget(Budget):
     def wanted(self) -> float:
         """See :meth:`Budget.wanted`."""
         return float(self.settings["multiply_adds"] * self.whole)
+
+    def reached(self, cost: float) -> str:
+        """See :meth:`Budget.reached`."""
+        length = int(self.sizes.measured["target_length"])
+        return f"{cost / self.whole:.4f} of the dense multiply-adds for {length} tokens"

@@ -33,7 +33,10 @@ class TimeBudget(Budget):
 
     unit = "ms"
     takes_rest = False
-    obstacle = "embeddings, layer norms and residuals, which do not shrink"
+    #: The table of times has no entry for rows that are written back to the residual.
+    row_sites = ("fc1",)
+    uses = ("batch", "length", "threads", "latency_table")
+    obstacle = "embeddings, layer norms and residuals"
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> None:
@@ -42,11 +45,6 @@ class TimeBudget(Budget):
             check_number("speedup", settings["speedup"], above=1)
         else:
             parse_time(settings["latency"])
-        if "rows" in settings["levels"] and set(settings["row_sites"]) - {"fc1"}:
-            raise ValueError(
-                f"row_sites: expected ('fc1',) with a target of time, got {settings['row_sites']}: the table "
-                "of times has no entry for rows that are written back to the residual"
-            )
 
     @classmethod
     def leaves(cls, settings: Mapping[str, Any]) -> float:
@@ -62,7 +60,7 @@ class TimeBudget(Budget):
     def prepare(self) -> None:
         """See :meth:`Budget.prepare`; times between measured widths are interpolated."""
         tables = {name: table.cpu() for name, table in self.sizes.measured.items()}
-        self.rest = float(tables["rest_time"])
+        self.fixed = float(tables["rest_time"])
         self.measured = {group: _usable(tables[name]) for group, name in PARTS.items()}
         self.times = {
             group: _interpolated(self.measured[group], tables[name].double()) for group, name in PARTS.items()
@@ -97,6 +95,10 @@ class TimeBudget(Budget):
     def describe(self, cost: float) -> str:
         """See :meth:`Budget.describe`."""
         return f"{cost / 1e6:.2f} ms"
+
+    def reached(self, cost: float) -> str:
+        """See :meth:`Budget.reached`; by the table of times."""
+        return f"predicted {self.whole / cost:.2f}x, {super().reached(cost)}"
 
 
 def _usable(times: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ class WeightBudget(Budget):
     """``density=0.2``: kept weights of the prunable linears over all; excluded layers do not count."""
 
     unit = "weights"
-    obstacle = "what is always kept"
     has_blocks = True
 
     @classmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ..trainer.callback import PruningCallback
 from ..trainer.checks import check_arguments
 from ..trainer.resuming import last_complete_checkpoint
 from ..trainer.targets import target_folder
-from .plan import Job
+from .plan import Job, Say
 from .preparing import Prepared, check_reachable, prepare
 from .sentences import save_sentence_model
 from .training import STAGES, arguments_of, evaluate, make_trainer, train
@@ -30,8 +29,6 @@ from .training import STAGES, arguments_of, evaluate, make_trainer, train
 DENSE, WORK = "_dense", "_work"
 #: Times that were measured for a target of time, as ``latency_table`` reads them.
 TIMES = "_latency_table.json"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def prune(job: Job, *, resume: bool = False, say: Say = lambda text: None) -> Jo
     _say_found(prepared, say)
     # Those of pruning are refused before there is a fine-tuned model.
     check_arguments(arguments_of(prepared, out / WORK, 1))
-    table = None if resume else check_reachable(prepared)
+    table = None if resume else check_reachable(prepared, say)
     write_json(out / WORK / JOB, job.to_dict())
     if table is not None:
         write_json(out / TIMES, table)

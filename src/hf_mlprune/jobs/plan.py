@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,9 @@ from ..config import PruningConfig
 from ..methods import name_of
 from ..schedule import MINIMUM_STEPS
 from ..values import check_number, check_whole_number
+
+#: Is told how a job goes on.
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from ..latency_table import measured_table
 from ..loop import start
 from ..modeling.checkpoint import keep_present_names
 from ..modeling.family import Family
+from ..part_times import MEASURING
 from ..processors import reading_processor
 from ..trainer.data import typical_length
 from .classes import are_unnamed, class_names, in_order
 from .data import read_splits
-from .plan import Job
+from .plan import Job, Say
 from .question_answering import QuestionAnswering
 from .sentences import check_sentence_package
 from .splits import divide
@@ -205,8 +206,12 @@ def _must_fine_tune(job: Job, task: Task, config: Any) -> tuple[bool, str]:
     return False, f"the model is a {architecture} for these classes"
 
 
-def check_reachable(prepared: Prepared) -> dict[str, Any] | None:
+def check_reachable(prepared: Prepared, say: Say) -> dict[str, Any] | None:
     """Refuse a target that the model cannot be pruned to, before it is fine-tuned; times are measured for it.
+
+    Args:
+        prepared: the job.
+        say: is told that times are measured.
 
     Returns:
         The table of these times, by which the run must count, too: measured again they differ. ``None`` if
@@ -219,6 +224,8 @@ def check_reachable(prepared: Prepared) -> dict[str, Any] | None:
     # Times are of the device that trains.
     model = prepared.model(prepared.job.model).to(PartialState().device)
     attach(model, config)
+    if config.measures_times:
+        say(MEASURING)
     start(model, prepared.steps[1], length=typical_length(prepared.tokens["train"]))
     return measured_table(model) if config.latency_table is None else None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ..values import listed
 from .base import Method, MethodSettings
 from .fisher import FisherRanking
 from .group_lasso import GroupLasso
@@ -48,6 +50,40 @@ def name_of(method: type[Method[Any]]) -> str:
     return name
 
 
+def check_method(method: type[Method[Any]], of_runs: Collection[str]) -> None:
+    """Refuse a method that no run could use.
+
+    Args:
+        method: maybe of the user's own.
+        of_runs: names of the settings of a run.
+
+    Raises:
+        ValueError: it lacks a function, its settings are none, or one of them has a name that is taken.
+    """
+    name, settings = method.__name__, method.Settings
+    if inspect.isabstract(method):
+        lacking = sorted(method.__abstractmethods__)
+        raise ValueError(f"method: expected {name} to define {listed(lacking)}; see docs/add-a-method.md")
+    if not (isinstance(settings, type) and issubclass(settings, MethodSettings) and _is_frozen(settings)):
+        raise ValueError(
+            f"method: expected {name}.Settings to be a frozen dataclass derived from MethodSettings, got "
+            f"{settings!r}"
+        )
+    fields = dataclasses.fields(settings)
+    if taken := sorted({field.name for field in fields} & {*of_runs, "method_settings"}):
+        raise ValueError(
+            f"method: expected other names for settings of {name}, as a run has settings of these: {taken}"
+        )
+    if unknown := sorted(set(method.defaults) - set(of_runs)):
+        raise ValueError(f"method: expected settings of a run in the defaults of {name}, got {unknown}")
+
+
+def _is_frozen(settings: type) -> bool:
+    """Whether a class itself is a frozen dataclass."""
+    parameters = vars(settings).get("__dataclass_params__")
+    return parameters is not None and parameters.frozen
+
+
 def find_method(name: str) -> type[Method[Any]]:
     """The method of a name. Modules of user's methods must be imported by then: names in files run no code.
 
@@ -61,9 +97,8 @@ def find_method(name: str) -> type[Method[Any]]:
                 f"method: {name} is a class of the user's own; import its module "
                 f"{name.rpartition('.')[0]} before the settings are read"
             )
-        near = difflib.get_close_matches(name, METHODS, n=1) or [
-            each for each in METHODS if name and name in each
-        ]
+        small = name.lower()
+        near = difflib.get_close_matches(small, METHODS, n=1) or [each for each in METHODS if small in each]
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
             f"method: expected any of {tuple(METHODS)} or a subclass of Method, got {name!r}; {meant}"
@@ -114,7 +149,11 @@ def split_settings(
         elif name in of_runs:
             run[name] = value
         elif name not in others:
-            raise ValueError(f"unknown pruning setting {name!r}; known are {sorted([*of_runs, *names])}")
+            near = difflib.get_close_matches(name, [*of_runs, *names], n=1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"unknown pruning setting {name!r}; {meant}known are {sorted([*of_runs, *names])}"
+            )
         elif value != others[name][1]:
             raise ValueError(
                 f"{name}: has no effect here, it needs the method {others[name][0]!r}; leave it out"
@@ -127,6 +166,7 @@ __all__ = [
     "Method",
     "MethodSettings",
     "Ranking",
+    "check_method",
     "find_method",
     "known_method",
     "name_of",

@@ -39,7 +39,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Pressure:
-    """How hard a method pushes: its density target now, and the regularizer's λ and penalty."""
+    """How hard a method pushes: the share of the cost it aims at now, and the regularizer's λ and penalty."""
 
     target: float
     lambda_: float = 0.0
@@ -48,7 +48,10 @@ class Pressure:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of a method. A subclass is a frozen dataclass of numbers and strings, with defaults."""
+    """Settings of a method. A subclass is a frozen dataclass of numbers and strings, with defaults.
+
+    Names of a run's settings are taken.
+    """
 
     def check(self) -> None:
         """Refuse values out of their range.
@@ -66,7 +69,8 @@ class Method(ABC, Generic[S]):
 
     A method sees the gates of a stage, the gradients of their masks, and the matrices that their units own,
     with weights and gradients (``stage.owned()``). It keeps no state of its own: what it learns are buffers
-    of the gates, so that checkpoints hold it.
+    of the gates, so that checkpoints hold it. It is called under ``torch.no_grad``: what it computes of
+    weights has no graph.
 
     Attributes:
         settings: values of :attr:`Settings`.
@@ -113,7 +117,7 @@ class Method(ABC, Generic[S]):
         Args:
             stage: the gates that learn now.
             gradients: per gate, dL/dM, ``(active units,)`` fp32.
-            target: the stage's final density.
+            target: share of the cost at the end of the stage; of weights the density.
             progress: before this optimizer step.
         """
 

@@ -160,9 +160,10 @@ class LearnedThresholds(Method[ThresholdSettings]):
             return Pressure(1.0)
         relative = stage.relative_target(target)
         thresholds = [gate.get_buffer("threshold").detach().clone().requires_grad_() for gate in stage.gates]
-        ratios = [keep_ratio(threshold, self.settings.temperature) for threshold in thresholds]
-        loss = penalty(stage.ratio([ratio.squeeze() for ratio in ratios]), relative)
-        pulls = torch.autograd.grad(loss, thresholds)
+        with torch.enable_grad():
+            ratios = [keep_ratio(threshold, self.settings.temperature) for threshold in thresholds]
+            loss = penalty(stage.ratio([ratio.squeeze() for ratio in ratios]), relative)
+            pulls = torch.autograd.grad(loss, thresholds)
         value = float(loss.detach())
         lambda_ = adaptive_lambda(value, relative, self.settings.lambda_max)
         start, end = progress.schedule.bounds(progress.phase)

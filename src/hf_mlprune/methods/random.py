@@ -29,12 +29,12 @@ class RandomSettings(MethodSettings):
 
 
 class RandomRanking(Ranking[RandomSettings]):
-    """Keep what was drawn: each unit gets a random score once, uniform in (0, 1), per weight."""
+    """Keep what was drawn: each unit gets a random number once, uniform in (0, 1), times its cost."""
 
     Settings = RandomSettings
 
     def score(self, stage: Stage, gradients: list[Tensor]) -> None:
-        """``S ~ uniform(0, 1) · weights``, the same at every step: the ranking divides by the weights."""
+        """``S ~ uniform(0, 1) · cost``, the same at every step: the ranking divides by the cost."""
         generator = torch.Generator().manual_seed(self.settings.draw)
         for gate, costs, active in zip(stage.gates, stage.costs, stage.active, strict=True):
             drawn = torch.rand(active, generator=generator, dtype=torch.float64) * costs.clamp(min=1)

@@ -69,6 +69,7 @@ def model_card(report: Report, head: Head, facts: CardFacts, tags: Sequence[str]
         f"# {name}",
         f"{_made_from(facts)} {report.density:.1%} of the encoder's weights are left. The model has {kept:,} "
         f"of {dense:,} parameters; {report.embedding_parameters:,} are embeddings, which are not pruned.",
+        *([f"It was {report.run_line}."] if report.run_line else []),
         "## Loading",
         _loading(head, facts.repository or CARD_PLACE),
         *_evaluation(facts.evaluations),

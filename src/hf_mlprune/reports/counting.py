@@ -31,6 +31,7 @@ def report(
     settings: PruningConfig | None = None,
     length: int | None = None,
     predicted_speedup: float | None = None,
+    reached: str | None = None,
 ) -> Report:
     """Describe a model, masked or pruned (or dense).
 
@@ -43,6 +44,7 @@ def report(
             takes) or those of an image, if left out. Local attention is counted in full, as torch
             computes it.
         predicted_speedup: by the table of times of the run.
+        reached: what the run counts the model at, in words, if its target is not the density.
 
     Raises:
         TypeError: the model is of no known family.
@@ -78,6 +80,7 @@ def report(
         settings=_shown(settings) if settings else None,
         multiplied=explain(model),
         predicted_speedup=predicted_speedup,
+        reached=reached,
     )
 
 

@@ -70,7 +70,8 @@ class PrunedFolder:
     def lines(self) -> list[str]:
         """What there is to say besides the table."""
         found = self.report
-        lines = [
+        lines = [found.run_line] if found.run_line else []
+        lines += [
             f"parameters: {found.parameters[0]:,} of {found.parameters[1]:,}; of these are embeddings, which "
             f"are not pruned: {found.embedding_parameters:,}"
         ]

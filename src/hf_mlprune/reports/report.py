@@ -11,6 +11,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
+from ..budgets import BUDGETS
 from ..config import PruningConfig
 from ..modeling.structure import TITLES
 from .latency import Latency
@@ -64,6 +65,8 @@ class Report:
             of layers.
         predicted_speedup: of the first encoder, from the table of times used for pruning. The first row of
             :attr:`latency` has the measured value.
+        reached: what the run counted the model at, in words, if its target was not the density; of several
+            encoders the first.
     """
 
     density: float
@@ -79,6 +82,7 @@ class Report:
     settings: dict[str, Any] | None = None
     multiplied: dict[str, int] = dataclasses.field(default_factory=dict)
     predicted_speedup: float | None = None
+    reached: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as ``pruning_report.json`` holds it."""
@@ -101,7 +105,9 @@ class Report:
                 "hf-mlprune wrote it, upgrade with `pip install -U hf-mlprune`"
             )
         try:
-            given = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+            # The last field came later.
+            given = {field.name: data[field.name] for field in dataclasses.fields(cls)[:-1]}
+            given["reached"] = data.get("reached")
             pairs = {name: tuple(given[name]) for name in ("parameters", "multiply_adds")}
             layers = tuple(
                 LayerReport(
@@ -151,6 +157,16 @@ class Report:
         return [f"predicted {self.predicted_speedup:.2f}x{source}", *measured]
 
     @property
+    def run_line(self) -> str | None:
+        """By which method it was pruned and to what, if that is known."""
+        if self.settings is None:
+            return None
+        # Not by a PruningConfig: the method may be a class that is not imported here.
+        name = next(name for name in BUDGETS if self.settings.get(name) is not None)
+        reached = f"; reached: {self.reached}" if self.reached else ""
+        return f"pruned by the method {self.settings['method']} to {name}={self.settings[name]}{reached}"
+
+    @property
     def has_blocks(self) -> bool:
         """Whether any layer is divided into blocks."""
         return any(layer.blocks[1] for layer in self.layers)
@@ -190,7 +206,8 @@ def print_end(found: Report, settings: PruningConfig, saved: Path | None = None)
         settings: of the run.
         saved: where the model was written, if it was.
     """
-    landed = f"landed at density {found.density_of_pruned_layers:.4f} (target {settings.goal})"
+    reached = f", {found.reached}" if found.reached else ""
+    landed = f"landed at density {found.density_of_pruned_layers:.4f}{reached} (target {settings.goal})"
     if settings.exclude:
         landed += f" without layers {list(settings.exclude)}, {found.density:.4f} in all"
     if found.max_difference is not None:

@@ -13,6 +13,7 @@ from ..budgets.base import by_group
 from ..modeling.layout import GROUPS
 from ..stage import Counter, Owned, Stage
 from ..state import PruningState
+from ..values import listed
 
 
 class StructuredStage(Stage):
@@ -55,13 +56,24 @@ class StructuredStage(Stage):
         name, value = self.state.config.target
         if name == "density":
             return super().unreachable(share, least)
-        budget = self.budget
-        dense, floor = budget.whole, budget.rest + least * budget.total
-        rest = f"{budget.obstacle} take {budget.describe(budget.rest)}, and " if budget.rest else ""
+        budget, exclude = self.budget, list(self.state.config.exclude)
+        floor = budget.rest + least * budget.total
+        obstacles = {
+            f"{budget.obstacle} take {budget.describe(budget.fixed)}": budget.fixed,
+            f"excluded layers {exclude} take {budget.describe(budget.excluded)}": budget.excluded,
+            f"every layer keeps minimum_units={self.minimum} of each kind": self.minimum,
+        }
+        ways = {
+            "ask for less": True,
+            "exclude fewer layers": budget.excluded,
+            "lower minimum_units": self.minimum,
+            budget.advice: budget.advice,
+        }
         return (
             f"{name}={value!r} cannot be reached: the least is {budget.describe(floor)} of "
-            f"{budget.describe(dense)}, {dense / max(floor, 1):.2f} times less; {rest}every layer keeps "
-            f"minimum_units={self.minimum} of each kind"
+            f"{budget.describe(budget.whole)} ({budget.whole / max(floor, 1):.2f}x at most), as "
+            f"{listed(word for word, there in obstacles.items() if there)}; "
+            f"{listed((word for word, there in ways.items() if there), 'or')}"
         )
 
     def fit(self, priorities: Sequence[Tensor], share: float, *, final: bool) -> list[Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -15,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 from ..budgets import TARGETED
 from ..config import PruningConfig
 from ..loop import advance, collect, densities_of_layers, figures, finished_target, is_running, start
+from ..part_times import MEASURING
 from ..reports.report import Report
 from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
@@ -56,6 +58,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         teacher: str | os.PathLike[str] | nn.Module | None = None,
         **settings: Any,
     ) -> None:
+        if any(isinstance(value, PruningConfig) for value in (density, *settings.values())):
+            raise TypeError(
+                "settings: expected them one by one, as in density=0.2, got a PruningConfig; or call "
+                "`attach(model, config)`, and give the callback no settings"
+            )
         targeted = density is not None or not set(TARGETED).isdisjoint(settings)
         if settings and not targeted:
             meant = [near for name in settings for near in difflib.get_close_matches(name, TARGETED, n=1)]
@@ -153,8 +160,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.planned_steps = state.max_steps
         # A checkpoint written without this callback lacks the entry that Trainer fills at saving.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        wanted = pruning_states(model)[0].length is not None
+        first = pruning_states(model)[0]
+        wanted = first.length is not None
         length = typical_length(getattr(train_dataloader, "dataset", None)) if wanted else None
+        if first.config.measures_times and not state.global_step and state.is_world_process_zero:
+            Console(stderr=True).print(MEASURING)
         start(model, state.max_steps, state.global_step, length=length)
         session.close()  # of a run that failed
         session.publisher.begin(train_dataloader)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..families import head_of
 from ..files import write_folder, write_json
-from ..goals import is_within_target, predicted_speedup
+from ..goals import is_within_target, predicted_speedup, reached
 from ..modeling.pretrained import REPORT_FILE
 from ..reports.report import print_end
 from ..shrinking import ShrinkError, shrink
@@ -49,11 +49,11 @@ def end_run(session: Session, args: TrainingArguments, state: TrainerState) -> N
             f"density {density:.4f}, target {settings.goal}; resume from a checkpoint of this run, or "
             f"start a new run with a smaller max_steps; {advice}"
         )
-    predicted, length = predicted_speedup(states[0]), states[0].length
+    predicted, length, cost = predicted_speedup(states[0]), states[0].length, reached(states[0])
     calls = list(session.calls.values())
     try:
         done = shrink(model, calls)
-        found = measured_report(model, session.longest, done, settings, length, predicted)
+        found = measured_report(model, session.longest, done, settings, length, predicted, cost)
         session.report = found
         session.publisher.finish(model, found, args, state)
         if state.is_world_process_zero:

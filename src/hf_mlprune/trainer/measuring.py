@@ -61,6 +61,7 @@ def measured_report(
     settings: PruningConfig,
     length: int | None,
     predicted_speedup: float | None,
+    reached: str | None,
 ) -> Report:
     """The report of a model that was shrunk just now, with times.
 
@@ -71,6 +72,7 @@ def measured_report(
         settings: of the run, with the target of this model.
         length: see :func:`measure`.
         predicted_speedup: by the table of times.
+        reached: cost of the model, if the target is not its density.
     """
     return report(
         model,
@@ -79,4 +81,5 @@ def measured_report(
         settings=settings,
         length=length,
         predicted_speedup=predicted_speedup,
+        reached=reached,
     )

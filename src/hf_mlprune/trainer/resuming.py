@@ -148,7 +148,9 @@ def check_resumed(stored: Any, now: dict[str, Any], max_steps: int) -> None:
     # An earlier version may have written settings of other methods, or none that came later.
     with contextlib.suppress(ValueError):
         earlier = PruningConfig.from_dict(earlier).to_dict()
-    for name in sorted((set(earlier) | set(now["args"])) - {"teacher", "latency_table"}):
+    compared = (set(earlier) | set(now["args"])) - {"teacher", "latency_table"}
+    # Of another preset or method others of them differ, too.
+    for name in sorted(compared, key=lambda name: (name != "preset", name != "method", name)):
         before, after = earlier.get(name), now["args"].get(name)
         if before != after:
             raise ValueError(f"resume: expected {name}={before!r} as in the interrupted run, got {after!r}")

@@ -11,7 +11,7 @@ from transformers import TrainerState, TrainingArguments
 
 from ..config import PruningConfig
 from ..files import write_into, write_json
-from ..goals import predicted_speedup
+from ..goals import predicted_speedup, reached
 from ..modeling.pretrained import REPORT_FILE, PrunedMixin
 from ..proof import fixed_random_state
 from ..reports.report import print_end
@@ -86,10 +86,10 @@ def write_target(
     settings = pruning.config.with_target(index)
     # Nothing here is to change what the run draws.
     with session.without_hooks(), fixed_random_state(pruning.landed.device):
-        predicted = predicted_speedup(pruning)
+        predicted, cost = predicted_speedup(pruning), reached(pruning)
         calls = list(session.calls.values())
         copy, done = shrunk_copy(session.model, calls)
-        found = measured_report(copy, session.longest, done, settings, pruning.length, predicted)
+        found = measured_report(copy, session.longest, done, settings, pruning.length, predicted, cost)
     session.publisher.describe(copy, found, args, state)
     folder = target_folder(Path(args.output_dir), settings)
     if isinstance(copy, PrunedMixin):
