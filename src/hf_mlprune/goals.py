@@ -85,7 +85,7 @@ def predicted_speedup(state: PruningState) -> float | None:
         return None
     stage = StructuredStage(state)
     budget = stage.budget
-    return budget.whole / (budget.rest + stage.kept_share() * budget.total)
+    return budget.whole / budget.cost(stage.kept_share())
 
 
 def reached(state: PruningState) -> str | None:
@@ -93,8 +93,7 @@ def reached(state: PruningState) -> str | None:
     if state.config.density is not None:
         return None
     stage = StructuredStage(state)
-    budget = stage.budget
-    return budget.reached(budget.rest + stage.kept_share() * budget.total)
+    return stage.budget.reached(stage.budget.cost(stage.kept_share()))
 
 
 def check_reachable(state: PruningState) -> None:
@@ -116,7 +115,7 @@ def check_reachable(state: PruningState) -> None:
         if name == "density":
             raise ValueError(f"density: expected at most the model's own, {density:.4f}, got {wanted}")
         assert isinstance(stage, StructuredStage)
-        cost = stage.budget.describe(stage.budget.rest + own * stage.budget.total)
+        cost = stage.budget.describe(stage.budget.cost(own))
         raise ValueError(f"{name}: expected less than the model's own {cost}, got {value!r}")
     if isinstance(stage, StructuredStage):
         zeros = [torch.zeros(active) for active in stage.active]

@@ -130,6 +130,10 @@ class Budget(ABC):
     def wanted(self) -> float:
         """Most that the whole may cost."""
 
+    def cost(self, share: float) -> float:
+        """Cost of everything, if so large a share of the pruned layers' dense cost is left."""
+        return self.rest + share * self.total
+
     def share(self) -> float:
         """Share of the pruned layers' dense cost that may stay; not in ``(0, 1)`` if that cannot be."""
         return (self.wanted() - self.rest) / self.total

@@ -57,7 +57,7 @@ class StructuredStage(Stage):
         if name == "density":
             return super().unreachable(share, least)
         budget, exclude = self.budget, list(self.state.config.exclude)
-        floor = budget.rest + least * budget.total
+        floor = budget.cost(least)
         obstacles = {
             f"{budget.obstacle} take {budget.describe(budget.fixed)}": budget.fixed,
             f"excluded layers {exclude} take {budget.describe(budget.excluded)}": budget.excluded,
