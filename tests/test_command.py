@@ -106,6 +106,8 @@ def test_a_dry_run_is_json_where_that_is_wanted(tiny_bert, tmp_path):
         (("prune", "{small}", "--data", "d.csv", "--out", "x", "--density", "7"), "error: density: expected"),
         (("prune", "{small}", "--data", "d.csv", "--out", "x", "--density", "0.5", "--size", "1 MB"),
          "error: expected one target, got density, size"),
+        (("prune", "{small}", "--data", "d.csv", "--out", "x", "--multiply-adds", "2"),
+         "error: multiply_adds: expected a value in .0, 1., got 2.0"),
         (("prune", "{small}", "--data", "d.csv", "--out", "x", "--set", "nothing=1"), "error: .*nothing"),
     ],
 )  # fmt: skip

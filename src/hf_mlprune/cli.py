@@ -62,10 +62,10 @@ def prune(
     ] = None,
     latency: Annotated[str | None, typer.Option(help="or: time of a forward pass, as '12 ms'")] = None,
     size: Annotated[str | None, typer.Option(help="or: bytes of the file, as '30 MB'")] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(METHODS)} (that of the preset)"),
+    multiply_adds: Annotated[
+        float | None, typer.Option(help="or: share of the encoder's multiply-adds to keep")
     ] = None,
+    method: Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}; else the preset's")] = None,
     preset: Annotated[str, typer.Option(help="default, or paper")] = "default",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE of any other setting of PruningConfig")
@@ -107,7 +107,10 @@ def prune(
         from .jobs.job import check_folder, interrupted
         from .jobs.preparing import check_reachable, describe, prepare
 
-        named = {"density": density, "speedup": speedup, "latency": latency, "size": size, "method": method}
+        named = {
+            "density": density, "speedup": speedup, "latency": latency, "size": size,
+            "multiply_adds": multiply_adds, "method": method,
+        }  # fmt: skip
         settings = {name: value for name, value in named.items() if value is not None}
         more = pairs(setting, "--set")
         if twice := sorted(set(settings) & set(more)):
