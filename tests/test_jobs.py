@@ -313,6 +313,12 @@ def test_models_of_all_targets_are_kept_and_measured(tiny_bert, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", subfolder="density-0.6")
     assert 0.4 < report(model).density <= 0.6
     assert any(line.startswith("density-0.6: accuracy") for line in said)
+    # Each card has the figures of its own model, and those of the dense one.
+    for folder, metrics in (("density-0.6", found.others["density-0.6"]), (".", found.pruned_metrics)):
+        card = (tmp_path / "out" / folder / "README.md").read_text()
+        for name, value in metrics.items():
+            row = f"| {name[:1].upper()}{name[1:]} | {found.dense_metrics[name]:.4g} | {value:.4g} |"
+            assert row in card, card
     # Side by side, sizes and times, too.
     console = Console(width=200, file=io.StringIO())
     console.print(summary(found))

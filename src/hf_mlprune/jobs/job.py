@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from ..files import write_folder, write_json
 from ..modeling.checkpoint import write_text
 from ..modeling.pretrained import REPORT_FILE, PrunedMixin
-from ..reports.folder import JOB
+from ..reports.folder import CARD, JOB
 from ..reports.report import Report
 from ..trainer.callback import PruningCallback
 from ..trainer.checks import check_arguments
+from ..trainer.publishing import Publisher
 from ..trainer.resuming import last_complete_checkpoint
 from ..trainer.targets import target_folder
 from .plan import Job, Say
@@ -113,7 +114,7 @@ def _run(prepared: Prepared, out: Path, *, resume: bool, say: Say) -> JobReport:
     assert callback.report is not None
     pruned_metrics = evaluate(prepared, trainer, dense)
     say(f"pruned: {_figures(pruned_metrics)}")
-    others = _keep_others(prepared, work / STAGES[1], out, dense)
+    others = _keep_others(prepared, trainer, callback.publisher, dense)
     for name, metrics in others.items():
         say(f"{name}: {_figures(metrics)}")
     found = JobReport(
@@ -206,8 +207,11 @@ def _fine_tune(prepared: Prepared, work: Path, dense: Path, *, resume: bool, say
     write_folder(dense, write)
 
 
-def _keep_others(prepared: Prepared, work: Path, out: Path, dense: str) -> dict[str, dict[str, float]]:
-    """Take the models of earlier targets out of the folder of work, and evaluate them."""
+def _keep_others(
+    prepared: Prepared, pruner: Trainer, publisher: Publisher, dense: str
+) -> dict[str, dict[str, float]]:
+    """Take the models of earlier targets out of the folder of work, evaluate them, and write their cards."""
+    out, work = Path(prepared.job.out), Path(pruner.args.output_dir)
     settings, found = prepared.job.config(), {}
     for index in range(len(settings.targets) - 1):
         written = target_folder(work, settings.with_target(index))
@@ -219,7 +223,14 @@ def _keep_others(prepared: Prepared, work: Path, out: Path, dense: str) -> dict[
         model = prepared.model(str(kept))
         trainer, _ = make_trainer(prepared, model, work, 1, [])
         found[kept.name] = evaluate(prepared, trainer, dense)
-        _write_sentence_model(prepared, model, kept)
+        counted = Report.from_dict(stored_report(kept))
+        # The agreement of embeddings is ours, not one of Trainer's metrics, and is in no card.
+        metrics = None if prepared.task.teaches_itself else found[kept.name]
+        publisher.describe(model, counted, pruner.args, pruner.state, metrics=metrics)
+        if not _write_sentence_model(prepared, model, kept):
+            assert isinstance(model, PrunedMixin)
+            assert model.pruning_card is not None
+            write_text(kept / CARD, model.pruning_card)
     return found
 
 

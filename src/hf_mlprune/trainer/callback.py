@@ -22,6 +22,7 @@ from ..state import is_attached, pruning_states
 from .checks import check_arguments, check_module, check_optimizer, check_writable
 from .data import has_no_labels, micro_batches, typical_length
 from .ending import end_run, rescue
+from .publishing import Publisher
 from .resuming import check_complete, check_resumed, warn_of_incomplete
 from .session import Session, forget_best, open_session, use_evaluation_weights
 from .targets import check_targets, write_target
@@ -94,6 +95,12 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "rows_without_labels": self._session is not None and self._session.rows_without_labels,
             },
         }
+
+    @property
+    def publisher(self) -> Publisher:
+        """What is known of the run that its card says; there once a run has begun."""
+        assert self._session is not None
+        return self._session.publisher
 
     def on_init_end(
         self,

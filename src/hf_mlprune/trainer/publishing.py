@@ -83,10 +83,29 @@ class Publisher:
         self._make(model, report, args, state)
 
     def describe(
-        self, model: nn.Module, report: Report, args: TrainingArguments, state: TrainerState
+        self,
+        model: nn.Module,
+        report: Report,
+        args: TrainingArguments,
+        state: TrainerState,
+        *,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Make the card of a model that the run does not end with, and that has no repository of its own."""
-        note(model, report, dataclasses.replace(self._facts(model, args, state), repository=None))
+        """Make the card of a model that the run does not end with, and that has no repository of its own.
+
+        Args:
+            model: pruned.
+            report: of it.
+            args: of the run.
+            state: of the run.
+            metrics: of the model, by their names, once it was evaluated.
+        """
+        facts = dataclasses.replace(self._facts(model, args, state), repository=None)
+        if metrics is not None:
+            facts = dataclasses.replace(
+                facts, evaluations=dataclasses.replace(facts.evaluations, after=metrics)
+            )
+        note(model, report, facts)
 
     def evaluated(
         self,
