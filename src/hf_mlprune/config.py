@@ -11,7 +11,7 @@ from dataclasses import InitVar, dataclass
 from types import NoneType
 from typing import Any
 
-from .budgets import BUDGETS, check_densities, check_last, check_target
+from .budgets import BUDGETS, check_densities, check_last, check_target, named_target
 from .levels import (
     LEVELS,
     ROW_SITES,
@@ -188,7 +188,7 @@ class PruningConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> PruningConfig:
         """Read what :meth:`to_dict` wrote; see :meth:`create` for errors."""
         targets = list(data.get("targets") or ())
-        name = next((name for name in BUDGETS if data.get(name) is not None), None)
+        name = named_target(data)
         if name is not None and data[name] in targets[:-1]:
             # Of the report of a model that its run did not end with.
             whole = cls.create(**{**data, name: targets[-1]})
@@ -291,7 +291,9 @@ class PruningConfig:
     @property
     def target(self) -> tuple[str, Any]:
         """Name and value of the target."""
-        return next((name, value) for name in BUDGETS if (value := getattr(self, name)) is not None)
+        name = named_target(vars(self))
+        assert name is not None
+        return name, getattr(self, name)
 
     def with_target(self, index: int) -> PruningConfig:
         """The settings with another of several targets; as they are, if there is one."""

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from .budgets import BUDGETS, TARGETED
+from .budgets import TARGETED, named_target
 from .config import PRESETS, PruningConfig
 from .levels import unused_settings
 from .methods import known_method, setting_names
@@ -62,11 +62,11 @@ def with_settings(stored: dict[str, Any] | None, settings: dict[str, Any]) -> di
         method = known_method(left.get("method", usual_method))
         if method is not None and method is not before:
             gone |= {*setting_names(before)}
-    if settings.get("targets") or any(settings.get(name) is not None for name in BUDGETS):
+    if settings.get("targets") or named_target(settings) is not None:
         gone |= {*TARGETED}
     stored = {name: value for name, value in stored.items() if name not in gone}
     both = {**stored, **settings}
-    target = next((name for name in BUDGETS if both.get(name) is not None), "density")
+    target = named_target(both) or "density"
     places = [both.get(name, ()) for name in ("levels", "row_sites")]
     if all(isinstance(place, (list, tuple)) for place in places):  # else it is refused below
         for name in unused_settings(target, *places).keys() & stored.keys() - settings.keys():

@@ -25,6 +25,11 @@ BUDGETS: dict[str, type[Budget]] = {
 TARGETED = (*BUDGETS, "targets")
 
 
+def named_target(settings: Mapping[str, Any]) -> str | None:
+    """Name of the target that settings have; of several the first, ``None`` if there is none."""
+    return next((name for name in BUDGETS if settings.get(name) is not None), None)
+
+
 def check_target(settings: Mapping[str, Any]) -> None:
     """Refuse settings without a target, with several, or with one that is out of its range.
 
@@ -115,4 +120,13 @@ def _check_several(settings: Mapping[str, Any], name: str) -> None:
         check_last(settings, name)
 
 
-__all__ = ["BUDGETS", "TARGETED", "Budget", "Sizes", "check_densities", "check_last", "check_target"]
+__all__ = [
+    "BUDGETS",
+    "TARGETED",
+    "Budget",
+    "Sizes",
+    "check_densities",
+    "check_last",
+    "check_target",
+    "named_target",
+]

@@ -11,7 +11,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from ..budgets import BUDGETS
+from ..budgets import named_target
 from ..config import PruningConfig
 from ..modeling.structure import TITLES
 from .latency import Latency
@@ -105,9 +105,9 @@ class Report:
                 "hf-mlprune wrote it, upgrade with `pip install -U hf-mlprune`"
             )
         try:
-            # The last field came later.
-            given = {field.name: data[field.name] for field in dataclasses.fields(cls)[:-1]}
-            given["reached"] = data.get("reached")
+            # Earlier reports do not have it.
+            known = {"reached": None, **data}
+            given = {field.name: known[field.name] for field in dataclasses.fields(cls)}
             pairs = {name: tuple(given[name]) for name in ("parameters", "multiply_adds")}
             layers = tuple(
                 LayerReport(
@@ -162,7 +162,8 @@ class Report:
         if self.settings is None:
             return None
         # Not by a PruningConfig: the method may be a class that is not imported here.
-        name = next(name for name in BUDGETS if self.settings.get(name) is not None)
+        name = named_target(self.settings)
+        assert name is not None
         reached = f"; reached: {self.reached}" if self.reached else ""
         return f"pruned by the method {self.settings['method']} to {name}={self.settings[name]}{reached}"
 
